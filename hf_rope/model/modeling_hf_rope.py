@@ -1,0 +1,517 @@
+"""The encoder and its heads. It names no position scheme: `model.position` holds all that a scheme computes.
+
+Shapes: B batch, L length, D hidden size, V vocabulary, C labels, T real tokens of a batch with padding or packing.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.pytorch_utils import apply_chunking_to_forward
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.import_utils import is_tracing
+from transformers.utils.output_capturing import capture_outputs
+
+from .attention import Layout, attend, compact_layout, dense_layout, find_packed_sequences
+from .configuration_hf_rope import OLD_NAMES, HfRopeConfig
+from .inputs import check_inputs
+from .position_base import PositionScheme
+from .positions import SCHEMES
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+class HfRopeEmbeddings(nn.Module):
+    """Word, token-type and absolute position embeddings, their norm, and the projection where sizes differ."""
+
+    def __init__(self, config: HfRopeConfig):
+        super().__init__()
+        size = config.embedding_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=config.pad_token_id)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size) if config.type_vocab_size else None
+        self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.projection = nn.Linear(size, config.hidden_size) if size != config.hidden_size else nn.Identity()
+
+    def forward(self, input_ids, token_type_ids, position_ids, inputs_embeds, position: PositionScheme) -> torch.Tensor:
+        x = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if self.token_type_embeddings is not None:
+            types = self.token_type_embeddings.weight[0] if token_type_ids is None else None
+            x = x + (self.token_type_embeddings(token_type_ids) if types is None else types)
+        return self.projection(self.dropout(self.norm(position.embed(x, position_ids))))
+
+
+class HfRopeAttention(nn.Module):
+    """Multi-head self-attention: one product for query, key and value, then the scheme's and the softmax's work."""
+
+    def __init__(self, config: HfRopeConfig, layer_idx: int):
+        super().__init__()
+        self.config, self.layer_idx, self.is_causal = config, layer_idx, False
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def project_query(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (..., D): this layer's query projection alone."""
+        return self.project(x, 0)
+
+    def project_key(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (..., D): this layer's key projection alone."""
+        return self.project(x, 1)
+
+    def project(self, x: torch.Tensor, part: int) -> torch.Tensor:
+        return F.linear(x, self.qkv.weight.chunk(3)[part], self.qkv.bias.chunk(3)[part])
+
+    def forward(self, x: torch.Tensor, layout: Layout, *plan: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, L, D) or (1, T, D) -> the same, and the probabilities (B, H, L, L) where eager attention has them."""
+        qkv, outputs, probabilities = self.qkv(x), [], None
+        for group, part, group_plan in layout.split(qkv, plan):
+            out, probabilities = attend(self, part, group, layout.position, group_plan)
+            outputs.append(out)
+        context = outputs[0] if layout.tokens is None else torch.cat([out.flatten(0, 1) for out in outputs])[None]
+        return self.output(context), probabilities
+
+
+class HfRopeLayer(GradientCheckpointingLayer):
+    """Attention and feed-forward, each with dropout, residual and norm after it (post-norm, as BERT)."""
+
+    def __init__(self, config: HfRopeConfig, layer_idx: int):
+        super().__init__()
+        self.chunk_size_feed_forward = config.chunk_size_feed_forward
+        self.attention = HfRopeAttention(config, layer_idx)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: torch.Tensor, layout: Layout, *plan: torch.Tensor) -> torch.Tensor:
+        """(B, L, D) or (1, T, D) -> the same."""
+        attended, _ = self.attention(x, layout, *plan)
+        x = self.attention_norm(x + self.dropout(attended))
+        return apply_chunking_to_forward(self.feed_forward, self.chunk_size_feed_forward, 1, x)
+
+    def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.output_norm(x + self.dropout(self.output(self.activation(self.intermediate(x)))))
+
+
+class HfRopePooler(nn.Module):
+    """The first real token through a dense layer and tanh, as BERT: (B, L, D) -> (B, D)."""
+
+    def __init__(self, config: HfRopeConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        if attention_mask is None or attention_mask.ndim != 2:
+            first = x[:, 0]
+        else:
+            first = x[torch.arange(len(x), device=x.device), attention_mask.to(torch.int8).argmax(-1)]
+        return self.dense(first).tanh()
+
+
+class HfRopePreTrainedModel(PreTrainedModel):
+    """What all hf_rope models share: initialisation, loading, and which attention the scheme allows."""
+
+    config_class = HfRopeConfig
+    config: HfRopeConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["HfRopeEmbeddings", "HfRopeLayer"]
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": HfRopeLayer, "attentions": HfRopeAttention}
+
+    @property
+    def attn_implementations(self) -> tuple[str, ...]:
+        """The values of `attn_implementation` that can compute the position scheme."""
+        return SCHEMES[self.config.position_embedding_type].attn_implementations(self.config)
+
+    @property
+    def _supports_sdpa(self) -> bool:
+        return "sdpa" in self.attn_implementations
+
+    @property
+    def _supports_flex_attn(self) -> bool:
+        return "flex_attention" in self.attn_implementations
+
+    @property
+    def _supports_flash_attn(self) -> bool:
+        return "flash_attention" in self.attn_implementations
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
+        kind = (attn_implementation or "").split("|")[-1]
+        for name in ("sdpa", "flex_attention", "flash_attention"):
+            if kind.startswith(name) and name not in self.attn_implementations:
+                raise ValueError(
+                    f"attn_implementation={attn_implementation!r} cannot compute position_embedding_type="
+                    f"{self.config.position_embedding_type!r} with these options; it works with: "
+                    f"{', '.join(self.attn_implementations)}."
+                )
+        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, PositionScheme):
+            module.init_weights(self.config.initializer_range)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """As transformers' own; refuses weights that were trained under another position scheme.
+
+        Raises:
+            ValueError: positional weights of the checkpoint and of the configuration are not the same ones.
+        """
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        scheme = model.config.position_embedding_type
+        complaints = [
+            f"{verb} {', '.join(keys)}"
+            for verb, name in (("lacks", "missing_keys"), ("also has", "unexpected_keys"))
+            if (keys := sorted(key for key in info[name] if ".position." in f".{key}"))
+        ]
+        if pretrained_model_name_or_path is not None:
+            hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+            trained = cls.config_class.get_config_dict(pretrained_model_name_or_path, **hub)[0].get(
+                "position_embedding_type"
+            )
+            if OLD_NAMES.get(trained, trained) not in (None, scheme):
+                complaints.insert(0, f"was trained as {trained!r}")
+        if complaints:
+            raise ValueError(
+                f"The weights in {pretrained_model_name_or_path} belong to another position scheme than "
+                f"position_embedding_type={scheme!r} with position_options={model.config.position_options}: the checkpoint "
+                f"{' and '.join(complaints)}. Load it under its own scheme, or build a new model with from_config."
+            )
+        return (model, info) if output_loading_info else model
+
+
+class HfRopeModel(HfRopePreTrainedModel):
+    """The encoder: (B, L) ids -> (B, L, D) hidden states, and pooled (B, D).
+
+    A batch with padding, or with sequences packed into one row, is computed on its real tokens only, and each sequence
+    attends to itself; hidden states at padding are then zero. Under compile, export and tracing, with flex and flash
+    attention, and where hidden states or attentions are recorded, padding is computed and masked instead.
+
+    Args:
+        config: the configuration.
+        add_pooling_layer: whether to build the pooler.
+    """
+
+    def __init__(self, config: HfRopeConfig, add_pooling_layer: bool = True):
+        super().__init__(config)
+        self.embeddings = HfRopeEmbeddings(config)
+        self.position = SCHEMES[config.position_embedding_type](config)
+        self.layers = nn.ModuleList(HfRopeLayer(config, index) for index in range(config.num_hidden_layers))
+        self.pooler = HfRopePooler(config) if add_pooling_layer else None
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value):
+        self.embeddings.word_embeddings = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """Encodes a batch.
+
+        Args:
+            input_ids: (B, L) int64; or `inputs_embeds`, (B, L, embedding_size).
+            attention_mask: (B, L), 1 at real tokens; or an additive or boolean (B, 1, L, L).
+            token_type_ids: (B, L) int64, zeros if left out.
+            position_ids: (B or 1, L) int64 from 0; counted from the first real token if left out. Runs 0, 1, 2, ... one
+                after the other in a row are packed sequences, and each sees itself only.
+            cu_seq_lens_q: (sequences + 1,) int, the bounds of the sequences packed in a batch of one row.
+        """
+        batch, length = check_inputs(
+            self.config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+        )
+        source = inputs_embeds if input_ids is None else input_ids
+        keep = attention_mask.bool() if attention_mask is not None and attention_mask.ndim == 2 else None
+        segments = None
+        if (bounds := kwargs.get("cu_seq_lens_q")) is not None:
+            places = torch.arange(length, device=source.device)
+            segments = torch.bucketize(places, bounds[1:].to(places), right=True)[None]
+            if position_ids is None:
+                position_ids = places - bounds.to(places)[segments]
+        elif position_ids is not None:
+            segments = find_packed_sequences(position_ids, keep)
+        if position_ids is None:
+            position_ids = self.default_positions(length, keep, source.device)
+
+        if self.is_compact(attention_mask, keep, segments, source, kwargs):
+            keep = keep if keep is not None else torch.ones(batch, length, dtype=torch.bool, device=source.device)
+            layout = compact_layout(self.position, keep, position_ids, segments)
+            input_ids, token_type_ids, inputs_embeds = (
+                None if x is None else layout.unpad(x) for x in (input_ids, token_type_ids, inputs_embeds)
+            )
+            real_positions = layout.unpad(position_ids.expand(batch, length))
+            x = self.embeddings(input_ids, token_type_ids, real_positions, inputs_embeds, self.position)
+        else:
+            if self.position.max_length is not None and segments is None:
+                self.position.require_length(length, self.position.max_length)
+            x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, self.position)
+            layout = dense_layout(self.position, self.config, x, attention_mask, position_ids, segments)
+
+        plan = layout.plan(x.dtype)
+        for layer in self.layers:
+            x = layer(x, layout, *plan)
+        x = layout.pad(x, batch, length)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=x, pooler_output=self.pooler(x, attention_mask) if self.pooler is not None else None
+        )
+
+    def default_positions(self, length: int, keep: torch.Tensor | None, device) -> torch.Tensor:
+        """(1, L) or (B, L): 0 at the first real token of each row, so that padding on the left moves nothing."""
+        position_ids = torch.arange(length, device=device)[None]
+        if keep is None or self.position.shift_invariant or (not is_tracing(keep) and bool(keep[:, 0].all())):
+            return position_ids
+        return (position_ids - keep.to(torch.int8).argmax(-1, keepdim=True)).clamp(min=0)
+
+    def is_compact(self, attention_mask, keep, segments, source, kwargs) -> bool:
+        """Whether the batch is computed on its real tokens only."""
+        recorded = any(
+            kwargs.get(key, getattr(self.config, key, False)) for key in ("output_hidden_states", "output_attentions")
+        )
+        if recorded or is_tracing(source) or self.config._attn_implementation not in ("eager", "sdpa"):
+            return False
+        if attention_mask is not None and keep is None:
+            return False
+        return (
+            segments is not None if keep is None else bool(keep.any()) and not (segments is None and bool(keep.all()))
+        )
+
+
+class HfRopeLMHead(nn.Module):
+    """Dense, activation, norm and the projection to the vocabulary: (..., D) -> (..., V), as BERT's."""
+
+    def __init__(self, config: HfRopeConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.embedding_size)
+        self.activation: Callable = ACT2FN[config.hidden_act]
+        self.norm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.embedding_size, config.vocab_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.norm(self.activation(self.dense(x))))
+
+
+class HfRopeForMaskedLM(HfRopePreTrainedModel):
+    """The encoder with a masked-LM head.
+
+    In training with labels, only labelled tokens go through the head, and `logits` is None; in eval mode `logits` is the
+    full (B, L, V). The loss is the same either way.
+    """
+
+    _tied_weights_keys = {"lm_head.decoder.weight": "model.embeddings.word_embeddings.weight"}
+
+    def __init__(self, config: HfRopeConfig):
+        super().__init__(config)
+        self.model = HfRopeModel(config, add_pooling_layer=False)
+        self.lm_head = HfRopeLMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self):
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings):
+        self.lm_head.decoder = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> MaskedLMOutput:
+        """`labels`: (B, L) int64, -100 where no loss is taken; the other arguments as `HfRopeModel`."""
+        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        x, loss, logits = outputs.last_hidden_state, None, None
+        if labels is not None and self.training and not is_tracing(x):
+            labelled = labels != -100
+            loss = self.loss_function(self.lm_head(x[labelled]), labels[labelled], self.config.vocab_size, **kwargs)
+        else:
+            logits = self.lm_head(x)
+            if labels is not None:
+                loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+def classifier_dropout(config: HfRopeConfig) -> nn.Dropout:
+    return nn.Dropout(config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout)
+
+
+class HfRopeForSequenceClassification(HfRopePreTrainedModel):
+    """The encoder with a classifier on the pooled sequence: single label, multi label or regression."""
+
+    def __init__(self, config: HfRopeConfig):
+        super().__init__(config)
+        self.model = HfRopeModel(config, add_pooling_layer=config.classifier_pooling == "cls")
+        self.dropout = classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        """`labels`: (B,) int64 classes, (B,) or (B, C) numbers for regression, (B, C) zeros and ones for multi label."""
+        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        pooled = outputs.pooler_output
+        if pooled is None:
+            pooled = self.mean(outputs.last_hidden_state, attention_mask)
+        logits = self.classifier(self.dropout(pooled))
+        loss = (
+            None
+            if labels is None
+            else self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
+        )
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    @staticmethod
+    def mean(x: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """(B, L, D) -> (B, D): the mean of the real tokens."""
+        if attention_mask is None or attention_mask.ndim != 2:
+            return x.mean(1)
+        weights = attention_mask.bool()[..., None].to(x.dtype)
+        return (x * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+class HfRopeForTokenClassification(HfRopePreTrainedModel):
+    """The encoder with a classifier on every token."""
+
+    def __init__(self, config: HfRopeConfig):
+        super().__init__(config)
+        self.model = HfRopeModel(config, add_pooling_layer=False)
+        self.dropout = classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> TokenClassifierOutput:
+        """`labels`: (B, L) int64 classes, -100 where no loss is taken."""
+        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        loss = None if labels is None else self.loss_function(logits, labels, self.config, **kwargs)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class HfRopeForQuestionAnswering(HfRopePreTrainedModel):
+    """The encoder with the start and end logits of an extracted answer."""
+
+    def __init__(self, config: HfRopeConfig):
+        super().__init__(config)
+        self.model = HfRopeModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        start_positions: torch.Tensor | None = None,
+        end_positions: torch.Tensor | None = None,
+        **kwargs,
+    ) -> QuestionAnsweringModelOutput:
+        """`start_positions` and `end_positions`: (B,) int64 token indices; an index beyond the input takes no loss."""
+        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class HfRopeForMultipleChoice(HfRopePreTrainedModel):
+    """The encoder with one score a choice, from inputs of shape (B, choices, L)."""
+
+    def __init__(self, config: HfRopeConfig):
+        super().__init__(config)
+        self.model = HfRopeModel(config)
+        self.dropout = classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> MultipleChoiceModelOutput:
+        """`labels`: (B,) int64, the right choice."""
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        choices = (inputs_embeds if input_ids is None else input_ids).shape[1]
+        outputs = self.model(*(None if x is None else x.flatten(0, 1) for x in inputs), **kwargs)
+        logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, choices)
+        return MultipleChoiceModelOutput(
+            loss=None if labels is None else F.cross_entropy(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )

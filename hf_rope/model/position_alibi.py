@@ -1,0 +1,35 @@
+"""Linear biases: Press et al. 2021 (ALiBi, arXiv 2108.12409), in the symmetric form for encoders."""
+
+import torch
+
+from .position_base import PositionScheme, distance_index, spread_distances
+
+
+class AlibiPosition(PositionScheme):
+    """s_ij = q_i . k_j / sqrt(d) - m_h |i - j|, m_h = 2^(-8h/H) for h = 1..H.
+
+    Where H is no power of two: the slopes of the power below, then every second slope of the power above. No
+    parameters, no length limit.
+    """
+
+    kind = "RPE"
+
+    def plan(self, query_positions, key_positions, dtype):
+        """The bias itself, (B or 1, H, Q, K)."""
+        precision = torch.promote_types(dtype, torch.float32)
+        device = query_positions.device
+        reach, index = distance_index(query_positions, key_positions)
+        size = torch.arange(-reach, reach + 1, device=device).abs().to(precision)
+        slopes = torch.tensor(alibi_slopes(self.num_heads), dtype=precision, device=device)
+        return (spread_distances((-slopes[:, None] * size).to(dtype), index),)
+
+    def score_term(self, query, key, plan, attn):
+        return plan[0].to(query.dtype)
+
+
+def alibi_slopes(num_heads: int) -> list[float]:
+    """m_h of each head."""
+    below = 1 << (num_heads.bit_length() - 1)
+    slopes = [2 ** (-8 * head / below) for head in range(1, below + 1)]
+    above = [2 ** (-8 * head / (2 * below)) for head in range(1, 2 * below + 1, 2)]
+    return slopes + above[: num_heads - below]

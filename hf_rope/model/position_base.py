@@ -1,0 +1,173 @@
+"""PositionScheme: what a position scheme may add to the encoder, and where.
+
+Shapes: B batch, H heads, Q and K query and key lengths, E head size, D hidden size. Position tensors are
+int64 of shape (B, L), or (1, L) where every sequence of the batch has the same positions.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers.utils.import_utils import is_tracing
+
+
+class PositionScheme(nn.Module):
+    """Base of every scheme: holds all positional parameters of one encoder; each hook does nothing by default.
+
+    A subclass overrides the two or three hooks that it needs. Per-layer hooks get the attention module `attn`,
+    whose `layer_idx` says which layer asks and whose `project_query` and `project_key` apply its projections.
+
+    Args:
+        config: the model's configuration, already validated.
+    """
+
+    kind: ClassVar[str] = "none"
+    """How the paper classes it: "APE" (absolute), "RPE" (relative), "RoPE" or "none"."""
+    rotates: ClassVar[bool] = False
+    """Whether the scheme reads `config.rope_parameters`."""
+
+    @strict
+    @dataclass
+    class Options:
+        """Typed settings, filled from `config.position_options`; a scheme without settings keeps this empty one."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.options: Any = self.Options(**config.position_options)
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+
+    @classmethod
+    def fill_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """The settings written out in full; raises ValueError or TypeError where one has the wrong type."""
+        return asdict(cls.Options(**options))
+
+    @classmethod
+    def check(cls, config, options) -> None:
+        """Raises ValueError with one sentence that says what in `config` or `options` does not fit."""
+
+    @classmethod
+    def attn_implementations(cls, config) -> tuple[str, ...]:
+        """The attention kinds that can compute the scheme: a score term rules out flash, a value term all but eager."""
+        if cls.value_term is not PositionScheme.value_term:
+            return ("eager",)
+        if cls.score_term is not PositionScheme.score_term:
+            return ("eager", "sdpa", "flex_attention")
+        return ("eager", "sdpa", "flex_attention", "flash_attention")
+
+    @property
+    def shift_invariant(self) -> bool:
+        """Whether adding one number to all positions leaves every output unchanged."""
+        return True
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest input that the scheme has positions for; None where there is no limit."""
+        return None
+
+    def init_weights(self, std: float) -> None:
+        """Fills the parameters that are no module of their own; called by the model's `_init_weights`."""
+
+    def embed(self, x: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """(B, Q, D) -> (B, Q, D): adds positions to the embeddings, before their norm."""
+        return x
+
+    def plan(
+        self, query_positions: torch.Tensor, key_positions: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, ...]:
+        """What all layers share, computed once a forward: a flat tuple of tensors from (B or 1, Q) and (B or 1, K)."""
+        return ()
+
+    def scaling(self) -> float:
+        """The factor on query . key."""
+        return self.head_dim**-0.5
+
+    def rotate(self, query, key, value, plan, attn):
+        """(B,H,Q,E), (B,H,K,E), (B,H,K,E) -> the same shapes, as they enter query . key and probabilities . value."""
+        return query, key, value
+
+    def score_term(self, query, key, plan, attn) -> torch.Tensor | None:
+        """(B or 1, H or 1, Q, K) added to the scaled scores, from the query and key before `rotate`; None for none."""
+        return None
+
+    def value_term(self, probabilities, plan, attn) -> torch.Tensor | None:
+        """(B,H,Q,E) added to the attention's output, from the probabilities (B,H,Q,K); None for none."""
+        return None
+
+    def require_length(self, length: int, limit: int) -> None:
+        """Raises ValueError where an input needs more positions than the scheme's table has."""
+        if length > limit:
+            raise ValueError(
+                f"position_embedding_type={self.config.position_embedding_type!r} has a table for {limit} positions "
+                f"(max_position_embeddings={self.config.max_position_embeddings}) and the input needs {length}: shorten "
+                "the input (truncation=True in the tokenizer), or use a scheme without a table, such as 'rotary'."
+            )
+
+
+def distances(query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
+    """(B or 1, Q, K) int64: key position minus query position, j - i."""
+    return key_positions[:, None, :] - query_positions[:, :, None]
+
+
+def span(query_positions: torch.Tensor, key_positions: torch.Tensor) -> int:
+    """The largest |j - i|; under compile and export, where values cannot be read, the length less one."""
+    if is_tracing(query_positions):
+        return max(query_positions.shape[-1], key_positions.shape[-1]) - 1
+    (low_q, high_q), (low_k, high_k) = query_positions.aminmax(), key_positions.aminmax()
+    return max(int(high_q - low_k), int(high_k - low_q), 0)
+
+
+def are_consecutive(query_positions: torch.Tensor, key_positions: torch.Tensor) -> bool:
+    """Whether queries and keys share one row of positions that count up by one (never assumed under tracing)."""
+    if query_positions is not key_positions or len(query_positions) > 1 or is_tracing(query_positions):
+        return False
+    return bool((query_positions.diff() == 1).all())
+
+
+def distance_index(query_positions: torch.Tensor, key_positions: torch.Tensor) -> tuple[int, tuple[torch.Tensor, ...]]:
+    """The span s and, for `take_distances`, each pair's column in a table of the distances j - i from -s to s.
+
+    The index is left out, an empty tuple, where positions are consecutive: a strided view then does its work.
+    """
+    reach = span(query_positions, key_positions)
+    if are_consecutive(query_positions, key_positions):
+        return reach, ()
+    return reach, (distances(query_positions, key_positions).clamp(-reach, reach) + reach,)
+
+
+def take_distances(scores: torch.Tensor, index: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """(B,H,Q,2s+1), a column a distance j - i from -s to s -> (B,H,Q,K), with what `distance_index` gave."""
+    if index:
+        return take_columns(scores, index[0])
+    length = scores.shape[-2]
+    if length == 1:
+        return scores
+    # Row i holds its keys from column length-1-i on: in flat memory each row starts 2*length-2 after the one before.
+    flat = scores.flatten(-2)[..., length - 1 : length - 1 + length * (2 * length - 2)]
+    return flat.unflatten(-1, (length, 2 * length - 2))[..., :length]
+
+
+def take_columns(scores: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """out[b, h, i, j] = scores[b, h, i, index[b, i, j]]: (B,H,Q,R) and (B or 1,Q,K) -> (B,H,Q,K)."""
+    return scores.gather(-1, index[:, None].expand(*scores.shape[:3], index.shape[-1]))
+
+
+def spread_distances(values: torch.Tensor, index: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """(H, 2s+1), a number a head and distance -> (B or 1, H, Q, K), with what `distance_index` gave."""
+    if index:
+        return values[:, index[0]].transpose(0, 1)
+    return values.unfold(-1, (values.shape[-1] + 1) // 2, 1).flip(-2)[None]
+
+
+def sinusoid(positions: torch.Tensor, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """sin and cos of position / 10000^(2t/width), each (..., width/2): Vaswani 2017, section 3.5.
+
+    Angles are float32, or float64 for a float64 model, whatever `dtype` the result has.
+    """
+    precision = torch.promote_types(dtype, torch.float32)
+    exponents = torch.arange(0, width, 2, device=positions.device).to(precision) / width
+    angles = positions[..., None].to(precision) * 10000.0**-exponents
+    return angles.sin().to(dtype), angles.cos().to(dtype)

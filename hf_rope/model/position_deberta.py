@@ -1,0 +1,103 @@
+"""Disentangled attention: He et al. 2020 (DeBERTa, arXiv 2006.03654), eq. 4; RoFormer eq. 10."""
+
+from dataclasses import dataclass, field
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+
+from .position_base import PositionScheme, distances, take_columns
+
+
+class DebertaPosition(PositionScheme):
+    """s_ij = [Qc_i . Kc_j + Qc_i . Kr_delta + Kc_j . Qr_delta] / sqrt(3d), delta = clamp(i - j + k, 0, 2k - 1).
+
+    The divisor is sqrt(d * (1 + number of position terms)). The paper indexes the last term with delta(j, i); the
+    published checkpoints, native DeBERTa and this scheme use delta(i, j). Kr and Qr come from one table of 2k rows
+    through the layer's own key and query projections (`share_att_key`, v2 and v3) or through projections of their own
+    (v1). k is `position_buckets`, or `max_relative_positions` without buckets. No length limit.
+    """
+
+    kind = "RPE"
+
+    @strict
+    @dataclass
+    class Options:
+        """Named as in DeBERTa's configuration.
+
+        pos_att_type: the position terms, "c2p" (content to position) and "p2c"; max_relative_positions: distances
+        from here on are one; position_buckets: logarithmic buckets a side, 0 for none; share_att_key: project the
+        table by the layer's query and key projections; norm_rel_ebd: whether the table passes a LayerNorm.
+        """
+
+        pos_att_type: list[str] = field(default_factory=lambda: ["c2p", "p2c"])
+        max_relative_positions: int = 512
+        position_buckets: int = 256
+        share_att_key: bool = True
+        norm_rel_ebd: bool = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        size, layers = config.hidden_size, config.num_hidden_layers
+        self.reach = self.options.position_buckets or self.options.max_relative_positions
+        self.embeddings = nn.Embedding(2 * self.reach, size)
+        self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps) if self.options.norm_rel_ebd else nn.Identity()
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        if not self.options.share_att_key:
+            if "c2p" in self.options.pos_att_type:
+                self.key_projections = nn.ModuleList(nn.Linear(size, size) for _ in range(layers))
+            if "p2c" in self.options.pos_att_type:
+                self.query_projections = nn.ModuleList(nn.Linear(size, size) for _ in range(layers))
+
+    @classmethod
+    def check(cls, config, options):
+        terms = options.pos_att_type
+        if not terms or len(set(terms)) < len(terms) or not set(terms) <= {"c2p", "p2c"}:
+            raise ValueError(f"position_options['pos_att_type'] is {terms}; it must hold 'c2p', 'p2c' or both.")
+        if options.max_relative_positions < 2:
+            raise ValueError(
+                f"position_options['max_relative_positions'] is {options.max_relative_positions}; it must be 2 or more."
+            )
+        buckets = options.position_buckets
+        if buckets and not (buckets >= 4 and buckets // 2 < options.max_relative_positions - 1):
+            raise ValueError(
+                f"position_options['position_buckets'] is {buckets}; it must be 0, for none, or 4 or more with half of it "
+                f"below max_relative_positions - 1, {options.max_relative_positions - 1}."
+            )
+
+    def scaling(self):
+        return (self.head_dim * (1 + len(self.options.pos_att_type))) ** -0.5
+
+    def plan(self, query_positions, key_positions, dtype):
+        """The normed rows that occur, (R, D), and each pair's row among them, (B or 1, Q, K)."""
+        behind = -distances(query_positions, key_positions)
+        if self.options.position_buckets:
+            behind = log_bucket(behind, self.options.position_buckets, self.options.max_relative_positions)
+        rows = (behind + self.reach).clamp(0, 2 * self.reach - 1)
+        return self.dropout(self.norm(self.embeddings.weight)), rows
+
+    def score_term(self, query, key, plan, attn):
+        table, rows = plan
+        terms = []
+        if "c2p" in self.options.pos_att_type:
+            project = attn.project_key if self.options.share_att_key else self.key_projections[attn.layer_idx]
+            terms.append(take_columns(query @ self.by_head(project(table)), rows))
+        if "p2c" in self.options.pos_att_type:
+            project = attn.project_query if self.options.share_att_key else self.query_projections[attn.layer_idx]
+            by_key = take_columns(key @ self.by_head(project(table)), rows.transpose(1, 2))
+            terms.append(by_key.transpose(-1, -2))
+        return sum(terms)
+
+    def by_head(self, rows: torch.Tensor) -> torch.Tensor:
+        """(R, D) -> (H, E, R), scaled."""
+        return rows.unflatten(-1, (self.num_heads, self.head_dim)).permute(1, 2, 0) * self.scaling()
+
+
+def log_bucket(behind: torch.Tensor, buckets: int, max_position: int) -> torch.Tensor:
+    """|r| <= B/2: r; else sign(r) (mid + ceil((mid - 1) ln(|r| / mid) / ln((max - 1) / mid))), mid = B/2, r = i - j."""
+    middle = buckets // 2
+    size = behind.abs()
+    # Both logarithms in float32, so that |r| = max - 1 gives exactly 1 and not a bucket more.
+    ratio = torch.log(size.clamp(min=1) / middle) / torch.log(torch.tensor((max_position - 1) / middle))
+    far = torch.ceil(ratio * (middle - 1)).long() + middle
+    return torch.where(size <= middle, behind, far * behind.sign())

@@ -1,0 +1,51 @@
+"""Distances times queries (and keys): Huang et al. 2020 (arXiv 2009.13658), methods 2 to 4."""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from .position_base import PositionScheme, distance_index, take_distances
+
+
+class RelativeKeyPosition(PositionScheme):
+    """s_ij = (q_i . k_j + q_i . a_{i-j}) / sqrt(d): BERT's `relative_key` of transformers 4.
+
+    Table of 2 * max_position_embeddings - 1 rows a layer, row i - j + max_position_embeddings - 1, shared by the heads.
+    Raises ValueError where two positions lie max_position_embeddings or more apart.
+    """
+
+    kind = "RPE"
+
+    def __init__(self, config):
+        super().__init__(config)
+        rows = 2 * config.max_position_embeddings - 1
+        self.distance_embeddings = nn.Parameter(torch.empty(config.num_hidden_layers, rows, self.head_dim))
+
+    @property
+    def max_length(self):
+        return self.config.max_position_embeddings
+
+    def init_weights(self, std):
+        init.normal_(self.distance_embeddings, std=std)
+
+    def plan(self, query_positions, key_positions, dtype):
+        """Each layer's rows for the distances j - i that occur, (layers, 2s+1, E), and the index of the pairs."""
+        reach, index = distance_index(query_positions, key_positions)
+        self.require_length(reach + 1, self.max_length)
+        middle = self.max_length - 1
+        return self.distance_embeddings[:, middle - reach : middle + reach + 1].flip(1), *index
+
+    def score_term(self, query, key, plan, attn):
+        table, *index = plan
+        return take_distances((query * self.scaling()) @ table[attn.layer_idx].T, index)
+
+
+class RelativeKeyQueryPosition(RelativeKeyPosition):
+    """s_ij = (q_i . k_j + q_i . a_{i-j} + k_j . a_{i-j}) / sqrt(d): BERT's `relative_key_query` of transformers 4."""
+
+    def score_term(self, query, key, plan, attn):
+        table, *index = plan
+        # Seen from a key, the distance to each query has the other sign: the table runs backwards.
+        backwards = [2 * (table.shape[1] // 2) - index[0].transpose(1, 2)] if index else []
+        by_key = (key * self.scaling()) @ table[attn.layer_idx].flip(0).T
+        return super().score_term(query, key, plan, attn) + take_distances(by_key, backwards).transpose(-1, -2)

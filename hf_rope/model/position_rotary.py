@@ -1,0 +1,121 @@
+"""Rotary position embedding: RoFormer (Su et al. 2021, arXiv 2104.09864), eq. 13 to 16 and 34."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from huggingface_hub.dataclasses import strict
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.utils.import_utils import is_tracing
+
+from .position_base import PositionScheme
+
+
+class RotaryPosition(PositionScheme):
+    """Turns query and key pairs by the angle position * theta^(-2t/d), so that their product depends on i - j only.
+
+    x'_{2t} = x_{2t} cos(m th_t) - x_{2t+1} sin(m th_t), x'_{2t+1} = x_{2t+1} cos(m th_t) + x_{2t} sin(m th_t).
+    Frequencies come from transformers' `ROPE_INIT_FUNCTIONS` for every `rope_type` but the default one. Angles and
+    rotation are float32 whatever the model's dtype (float64 in a float64 model); no parameters, no length limit.
+    """
+
+    kind = "RoPE"
+    rotates = True
+
+    @strict
+    @dataclass
+    class Options:
+        """Settings of `rotary`; theta, scaling and `partial_rotary_factor` live in `config.rope_parameters`.
+
+        pairing: "interleaved" turns the pairs (2t, 2t+1), as the paper and native RoFormer do; "halves" the pairs
+            (t, t + E/2), as GPT-NeoX and LLaMA do. Equal scores after permuting the rows of the projections.
+        rotary_value: also rotates the values (native RoFormer's option). Outputs then depend on absolute positions.
+        """
+
+        pairing: Literal["interleaved", "halves"] = "interleaved"
+        rotary_value: bool = False
+
+    @classmethod
+    def check(cls, config, options):
+        head_dim = config.hidden_size // config.num_attention_heads
+        size = rotary_size(config)
+        if size % 2 or size < 2:
+            raise ValueError(
+                f"position_embedding_type='rotary' turns pairs and needs an even rotary size of 2 or more, got {size} "
+                f"(head size {head_dim} = hidden_size {config.hidden_size} / num_attention_heads "
+                f"{config.num_attention_heads}, partial_rotary_factor "
+                f"{config.rope_parameters.get('partial_rotary_factor', 1.0)})."
+            )
+        rope_type = config.rope_parameters["rope_type"]
+        known = sorted({"default", *ROPE_INIT_FUNCTIONS} - {"proportional"})
+        if rope_type not in known:
+            raise ValueError(f"rope_parameters['rope_type'] is {rope_type!r}; known: {', '.join(known)}.")
+        for name in ("short_factor", "long_factor"):
+            factors = config.rope_parameters.get(name)
+            if factors is not None and len(factors) != size // 2:
+                raise ValueError(
+                    f"rope_parameters[{name!r}] has {len(factors)} numbers and needs one a rotated pair, {size // 2}."
+                )
+
+    @property
+    def shift_invariant(self):
+        return not self.options.rotary_value and self.config.rope_parameters["rope_type"] not in ("dynamic", "longrope")
+
+    def plan(self, query_positions, key_positions, dtype):
+        """The turns of the queries, then of the keys: complex (B or 1, 1, L, d/2), or cosines and sines under tracing."""
+        query = self.turns(query_positions, dtype)
+        return query + (query if key_positions is query_positions else self.turns(key_positions, dtype))
+
+    def turns(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        precision = torch.promote_types(dtype, torch.float32)
+        frequencies, factor = self.frequencies(positions, precision)
+        angles = (positions[..., None].to(precision) * frequencies)[:, None]
+        if self.options.pairing == "halves" or is_tracing(positions):
+            return angles.cos() * factor, angles.sin() * factor
+        return (torch.polar(torch.full_like(angles, factor), angles),)
+
+    def frequencies(self, positions: torch.Tensor, precision: torch.dtype) -> tuple[torch.Tensor, float]:
+        """Angle per position, (d/2,) or (B, 1, d/2) where it follows each sequence's length, and the factor on q and k."""
+        parameters = self.config.rope_parameters
+        rope_type = parameters["rope_type"]
+        if rope_type == "default":
+            size = rotary_size(self.config)
+            exponents = torch.arange(0, size, 2, device=positions.device).to(precision) / size
+            return parameters["rope_theta"] ** -exponents, 1.0
+        compute = ROPE_INIT_FUNCTIONS[rope_type]
+        if rope_type == "dynamic":
+            length = positions.amax(-1)[:, None, None] + 1
+            frequencies, factor = compute(self.config, positions.device, seq_len=length)
+        elif rope_type == "longrope":
+            limit = parameters["original_max_position_embeddings"]
+            short, factor = compute(self.config, positions.device)
+            long, _ = compute(self.config, positions.device, seq_len=limit + 1)
+            frequencies = torch.where(positions.amax(-1)[:, None, None] + 1 > limit, long, short)
+        else:
+            frequencies, factor = compute(self.config, positions.device)
+        return frequencies.to(precision), factor
+
+    def rotate(self, query, key, value, plan, attn):
+        middle = len(plan) // 2
+        query, turned = self.turn(query, plan[:middle]), self.turn(key, plan[middle:])
+        return query, turned, self.turn(value, plan[middle:]) if self.options.rotary_value else value
+
+    def turn(self, x: torch.Tensor, turns: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """(B,H,L,E) -> (B,H,L,E): the first 2 * turns.shape[-1] components turned, the rest as they were."""
+        size = 2 * turns[0].shape[-1]
+        part = x[..., :size].to(turns[0].real.dtype)
+        if turns[0].is_complex():
+            turned = torch.view_as_real(torch.view_as_complex(part.unflatten(-1, (-1, 2))) * turns[0])
+        else:
+            cos, sin = turns
+            pair_dim, shape = (-2, (2, -1)) if self.options.pairing == "halves" else (-1, (-1, 2))
+            first, second = part.unflatten(-1, shape).unbind(pair_dim)
+            turned = torch.stack((first * cos - second * sin, second * cos + first * sin), pair_dim)
+        turned = turned.flatten(-2).to(x.dtype)
+        return turned if size == x.shape[-1] else torch.cat((turned, x[..., size:]), dim=-1)
+
+
+def rotary_size(config) -> int:
+    """The number of components of each head that are rotated."""
+    head_dim = config.hidden_size // config.num_attention_heads
+    return int(head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))

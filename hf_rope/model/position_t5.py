@@ -1,0 +1,71 @@
+"""T5's bucketed relative bias: Raffel et al. 2020, section 2.1; RoFormer eq. 8; MPNet."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+
+from .position_base import PositionScheme, distance_index, spread_distances
+
+
+class T5Position(PositionScheme):
+    """s_ij = q_i . k_j / sqrt(d) + b_{h, bucket(j-i)}: one table of (num_buckets, H) for all layers. No length limit.
+
+    T5 itself leaves the sqrt(d) out; MPNet keeps it, and so does this scheme.
+    """
+
+    kind = "RPE"
+
+    @strict
+    @dataclass
+    class Options:
+        """num_buckets: rows of the table, even; max_distance: from here on all distances share the last bucket."""
+
+        num_buckets: int = 32
+        max_distance: int = 128
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.bias = nn.Embedding(self.options.num_buckets, self.num_heads)
+
+    @classmethod
+    def check(cls, config, options):
+        check_buckets(options.num_buckets, options.max_distance)
+
+    def plan(self, query_positions, key_positions, dtype):
+        """The bias itself, (B or 1, H, Q, K)."""
+        return (bucket_bias(self.bias, query_positions, key_positions, self.options.max_distance),)
+
+    def score_term(self, query, key, plan, attn):
+        return plan[0].to(query.dtype)
+
+
+def check_buckets(num_buckets: int, max_distance: int) -> None:
+    """Raises ValueError for bucket settings that the formula cannot use."""
+    if num_buckets < 4 or num_buckets % 4:
+        raise ValueError(f"position_options['num_buckets'] is {num_buckets}; it must be a multiple of 4, 4 or more.")
+    if max_distance <= num_buckets // 4:
+        raise ValueError(
+            f"position_options['max_distance'] is {max_distance}; it must exceed the {num_buckets // 4} distances that "
+            "have buckets of their own (num_buckets / 4)."
+        )
+
+
+def bucket(distance: torch.Tensor, num_buckets: int, max_distance: int) -> torch.Tensor:
+    """Bucket of each distance j - i: half of the buckets for j > i; in each half the first half exact, then logarithmic."""
+    half, exact = num_buckets // 2, num_buckets // 4
+    size = distance.abs()
+    beyond = torch.log(size.clamp(min=1).float() / exact) / math.log(max_distance / exact) * (half - exact)
+    beyond = (exact + beyond.long()).clamp(max=half - 1)
+    return (distance > 0) * half + torch.where(size < exact, size, beyond)
+
+
+def bucket_bias(
+    table: nn.Embedding, query_positions: torch.Tensor, key_positions: torch.Tensor, max_distance: int
+) -> torch.Tensor:
+    """(B or 1, H, Q, K): the bias of each pair's bucket."""
+    reach, index = distance_index(query_positions, key_positions)
+    distance = torch.arange(-reach, reach + 1, device=query_positions.device)
+    return spread_distances(table(bucket(distance, table.num_embeddings, max_distance)).T, index)
