@@ -3,6 +3,8 @@
 Importing it registers `model_type="hf_rope"` with the Auto classes, and nothing else.
 """
 
+from typing import Any
+
 import transformers
 from transformers import AutoConfig, AutoTokenizer, BertTokenizer
 from transformers.models.auto import modeling_auto
@@ -37,7 +39,7 @@ __all__ = [
 ]
 
 # Trainer's label smoothing and model cards look classes up in these tables, which Auto*.register leaves alone.
-NAME_TABLES = {
+NAME_TABLES: dict[str, Any] = {
     "AutoModel": modeling_auto.MODEL_MAPPING_NAMES,
     "AutoModelForMaskedLM": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     "AutoModelForPreTraining": modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES,

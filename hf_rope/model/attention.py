@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils.import_utils import is_tracing
 
 from .position_base import PositionScheme
 
@@ -25,17 +24,19 @@ class Group:
     mask: Any = None
 
 
-@dataclass(frozen=True, eq=False)
 class Layout:
-    """How the encoder's tokens are laid out.
+    """How the encoder's tokens are laid out, and which scheme places them.
 
-    tokens: None where hidden states are (B, L, D), padding included; else the (T,) places of the real tokens in the
-        flattened (B * L) batch, sorted into groups, and hidden states are (1, T, D).
+    Args:
+        position: the scheme.
+        groups: the sequences.
+        tokens: None where hidden states are (B, L, D), padding included; else the (T,) places of the real tokens in the
+            flattened (B * L) batch, sorted into groups, and hidden states are (1, T, D).
     """
 
-    position: PositionScheme
-    groups: tuple[Group, ...]
-    tokens: torch.Tensor | None = None
+    def __init__(self, position: PositionScheme, groups: list[Group], tokens: torch.Tensor | None = None):
+        self.position, self.groups, self.tokens = position, groups, tokens
+        self.plan_sizes: list[int] = []
 
     def unpad(self, x: torch.Tensor) -> torch.Tensor:
         """(B, L, ...) -> (1, T, ...): the real tokens; unchanged where nothing is left out."""
@@ -48,25 +49,21 @@ class Layout:
         return x.new_zeros(batch * length, x.shape[-1]).index_copy(0, self.tokens, x[0]).unflatten(0, (batch, length))
 
     def plan(self, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-        """The scheme's plans of all groups, one after the other: flat, since nested tensors lose their gradients in
-        reentrant checkpointing."""
-        return tuple(
-            x for group in self.groups for x in self.position.plan(group.position_ids, group.position_ids, dtype)
-        )
+        """The scheme's plans of all groups, one after the other.
+
+        Flat, and passed to the layers by position: reentrant checkpointing loses the gradients of nested tensors.
+        """
+        plans = [self.position.plan(group.position_ids, group.position_ids, dtype) for group in self.groups]
+        self.plan_sizes = [len(plan) for plan in plans]
+        return sum(plans, ())
 
     def split(self, x: torch.Tensor, plan: tuple[torch.Tensor, ...]):
         """Yields each group with its part of x, (count, length, ...), and its part of the plan."""
-        size = len(plan) // len(self.groups)
-        if self.tokens is None:
-            parts = (x,)
-        else:
-            parts = x[0].split([group.count * group.length for group in self.groups])
-        for number, (group, part) in enumerate(zip(self.groups, parts, strict=True)):
-            yield (
-                group,
-                part.unflatten(0, (group.count, group.length)) if self.tokens is not None else part,
-                plan[number * size : (number + 1) * size],
-            )
+        parts = [x] if self.tokens is None else x[0].split([group.count * group.length for group in self.groups])
+        start = 0
+        for group, part, size in zip(self.groups, parts, self.plan_sizes, strict=True):
+            yield group, part.view(group.count, group.length, -1), plan[start : start + size]
+            start += size
 
 
 def eager_attention(
@@ -94,12 +91,13 @@ def eager_attention(
     probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
     probabilities = nn.functional.dropout(probabilities, dropout, attn.training)
     out = probabilities @ value
-    if value_term is not None:
-        out = out + value_term(probabilities)
+    extra = None if value_term is None else value_term(probabilities)
+    if extra is not None:
+        out = out + extra
     return out.transpose(1, 2), probabilities
 
 
-def attend(attn: nn.Module, qkv: torch.Tensor, group: Group, position: PositionScheme, plan) -> tuple:
+def attend(attn, qkv: torch.Tensor, group: Group, position: PositionScheme, plan) -> tuple:
     """One layer's self-attention over a group: (B, L, 3 * H * E) -> (B, L, H * E) and the probabilities, or None."""
     query, key, value = qkv.unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind()
     implementation = attn.config._attn_implementation
@@ -126,15 +124,26 @@ def attend(attn: nn.Module, qkv: torch.Tensor, group: Group, position: PositionS
 
 
 def dense_layout(position, config, x, attention_mask, position_ids, segments) -> Layout:
-    """All tokens as they came, (B, L, D), with a mask over padding and between packed sequences."""
+    """All tokens as they came, (B, L, D), with a mask over padding and between packed sequences.
+
+    Raises:
+        ValueError: the attention kind has no mask that could keep packed sequences apart.
+    """
     inside = None
     if segments is not None:
 
         def inside(batch, head, query, key):
             return segments[batch, query] == segments[batch, key]
 
-    mask = create_bidirectional_mask(config, x, attention_mask, and_mask_function=inside)
-    return Layout(position, (Group(*x.shape[:2], position_ids, mask),))
+    mask: Any = create_bidirectional_mask(config, x, attention_mask, and_mask_function=inside)
+    if mask is None and segments is not None:
+        raise ValueError(
+            f"attn_implementation={config._attn_implementation!r} cannot keep packed sequences apart while a graph is "
+            "traced: use 'sdpa' or 'eager', or run the model uncompiled."
+        )
+    if config._attn_implementation == "eager" and mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, torch.finfo(x.dtype).min)
+    return Layout(position, [Group(x.shape[0], x.shape[1], position_ids, mask)])
 
 
 def compact_layout(position, keep, position_ids, segments) -> Layout:
@@ -157,21 +166,4 @@ def compact_layout(position, keep, position_ids, segments) -> Layout:
         part = positions[start : start + size * count].unflatten(0, (count, size))
         groups.append(Group(count, size, part[:1] if bool((part == part[0]).all()) else part))
         start += size * count
-    return Layout(position, tuple(groups), tokens)
-
-
-def find_packed_sequences(position_ids: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor | None:
-    """(B, L) positions -> (B, L) number of the sequence that each token belongs to; None where no row is packed.
-
-    A row is packed where its real positions are runs 0, 1, 2, ... one after the other, two or more, as
-    `DataCollatorWithFlattening` writes them. Any other order of positions is one sequence.
-    """
-    first = position_ids == 0
-    follows = nn.functional.pad(position_ids.diff(dim=-1) == 1, (1, 0), value=False)
-    runs = first | follows
-    if keep is not None:
-        runs = runs | ~keep
-    packed = runs.all(-1, keepdim=True)
-    if not is_tracing(position_ids) and not bool((packed & (first.sum(-1, keepdim=True) > 1)).any()):
-        return None
-    return torch.where(packed, first.cumsum(-1), 0)
+    return Layout(position, groups, tokens)

@@ -1,11 +1,15 @@
 """HfRopeConfig: everything that fixes an hf_rope model, its position scheme included."""
 
+import copy
 import difflib
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassError
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 from .positions import SCHEMES
@@ -27,14 +31,45 @@ AUTO_MAP = {
 OLD_NAMES = {"absolute": "learned"}
 """Values of `position_embedding_type` in older checkpoints, and what they are called here."""
 
+ROPE_KEYS = ("rope_scaling", "rope_theta", "partial_rotary_factor")
+"""What older configurations hold beside or instead of `rope_parameters`."""
+
 BASE_KEYS = (
     *("attn_implementation", "auto_map", "experts_implementation", "finetuning_task", "model_type", "name_or_path"),
-    *("num_labels", "output_attentions", "partial_rotary_factor", "per_layer_config", "quantization_config"),
-    *("rope_scaling", "rope_theta", "tie_last_hidden_states", "torch_dtype", "transformers_weights"),
+    *("num_labels", "output_attentions", "per_layer_config", "quantization_config", "tie_last_hidden_states"),
+    *("torch_dtype", "transformers_weights", "bos_token_id", "eos_token_id", "use_cache", *ROPE_KEYS),
 )
-"""Keys that the base class takes without being fields."""
+"""Keys that the base class or Trainer takes or writes without their being fields."""
+
+LEAST_SIZES = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"), 1),
+    **dict.fromkeys(("max_position_embeddings", "embedding_size", "num_labels"), 1),
+    **dict.fromkeys(("type_vocab_size", "chunk_size_feed_forward", "initializer_range", "layer_norm_eps"), 0),
+}
+ROPE_LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "rope_theta": (lambda x: x > 0, "above 0"),
+    "factor": (lambda x: x >= 1, "of 1 or more"),
+    "partial_rotary_factor": (lambda x: 0 < x <= 1, "above 0 and up to 1"),
+}
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
 
+def plain_errors(cls):
+    """The class with a `validate` that raises its checks' own errors, one sentence each, not `@strict`'s wrapping."""
+    run_checks = cls.validate
+
+    def validate(self) -> None:
+        try:
+            run_checks(self)
+        except StrictDataclassClassValidationError as error:
+            raise error.__cause__ from None
+
+    validate.__is_defined_by_strict_decorator__ = True  # or a subclass could not be @strict
+    cls.validate = validate
+    return cls
+
+
+@plain_errors
 @strict
 class HfRopeConfig(PreTrainedConfig):
     """Configuration of the encoder. Sizes default to BERT base.
@@ -87,8 +122,10 @@ class HfRopeConfig(PreTrainedConfig):
         if self.embedding_size is None:
             self.embedding_size = self.hidden_size
         self.position_embedding_type = OLD_NAMES.get(self.position_embedding_type, self.position_embedding_type)
-        self.fill_position_options()
-        super().__post_init__(**kwargs)
+        self.position_options = self.full_options()
+        # The base class fills these dictionaries in place, and they are the caller's.
+        self.rope_parameters = copy.deepcopy(self.rope_parameters)
+        super().__post_init__(**copy.deepcopy(kwargs))
         self.auto_map = {**(getattr(self, "auto_map", None) or {}), **AUTO_MAP}
 
     def warn_unknown(self, kwargs: dict[str, Any]) -> None:
@@ -102,15 +139,12 @@ class HfRopeConfig(PreTrainedConfig):
                 f"HfRopeConfig has no key {key!r}, and nothing reads it; the nearest real key is {nearest!r}."
             )
 
-    def fill_position_options(self) -> None:
-        """Writes the scheme's options out in full; refuses an unknown scheme, an unknown option or a wrong type."""
+    def full_options(self) -> dict[str, Any]:
+        """The scheme's options, all of them; refuses an unknown scheme, an unknown option or a wrong type."""
         name = self.position_embedding_type
         if name not in SCHEMES:
-            nearest = difflib.get_close_matches(name, SCHEMES, n=1, cutoff=0.0)[0]
-            raise ValueError(
-                f"position_embedding_type={name!r} is unknown; the nearest is {nearest!r}, all are: {', '.join(SCHEMES)}."
-            )
-        scheme, options = SCHEMES[name], dict(self.position_options or {})
+            raise ValueError(f"position_embedding_type={name!r} is unknown; {nearest(name, SCHEMES)}.")
+        scheme, options = SCHEMES[name], self.position_options or {}
         known = [field.name for field in fields(scheme.Options)]
         for key in options:
             if key not in known:
@@ -118,14 +152,17 @@ class HfRopeConfig(PreTrainedConfig):
                     f"position_options has {key!r}, which position_embedding_type={name!r} does not know; it takes: "
                     f"{', '.join(known) or 'none'}."
                 )
-        self.position_options = scheme.fill_options(options)
+        try:
+            return scheme.fill_options(options)
+        except StrictDataclassError as error:
+            raise ValueError(f"position_options of position_embedding_type={name!r}: {error.__cause__}.") from None
 
     def convert_rope_params_to_dict(self, **kwargs):
         """Fills `rope_parameters` for a scheme that rotates and refuses it for one that does not."""
         if SCHEMES[self.position_embedding_type].rotates:
             return super().convert_rope_params_to_dict(**kwargs)
         given = {"rope_parameters": self.rope_parameters}
-        given |= {key: kwargs.pop(key, None) for key in ("rope_scaling", "rope_theta", "partial_rotary_factor")}
+        given |= {key: kwargs.pop(key, None) for key in ROPE_KEYS}
         for key, value in given.items():
             if value is not None:
                 raise ValueError(
@@ -134,28 +171,83 @@ class HfRopeConfig(PreTrainedConfig):
                 )
         return kwargs
 
-    def validate_sizes(self) -> None:
-        """Refuses sizes that no encoder can have."""
-        for key in ("vocab_size", "hidden_size", "num_attention_heads", "max_position_embeddings", "embedding_size"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} is {getattr(self, key)}; it must be 1 or more.")
+    def validate_architecture(self) -> None:
+        """Refuses sizes, rates and names that no encoder can have."""
+        super().validate_architecture()
+        for key, least in LEAST_SIZES.items():
+            if not getattr(self, key) >= least:
+                raise ValueError(f"{key} is {getattr(self, key)}; it must be {least} or more.")
+        for key in DROPOUTS:
+            if getattr(self, key) is not None and not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"{key} is {getattr(self, key)}; it is a probability, from 0 to 1.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}; "
                 "change one of them."
             )
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"pad_token_id is {self.pad_token_id}; it must be None or from 0 to {self.vocab_size - 1} (vocab_size="
+                f"{self.vocab_size})."
+            )
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act={self.hidden_act!r} is unknown; {nearest(self.hidden_act, ACT2FN)}.")
 
     def validate_position(self) -> None:
         """Refuses options that the scheme cannot use with these sizes."""
-        scheme = SCHEMES[self.position_embedding_type]
-        scheme.check(self, scheme.Options(**self.position_options))
+        options, scheme = self.full_options(), SCHEMES[self.position_embedding_type]
+        if scheme.rotates:
+            self.check_rope_values()
+        scheme.check(self, scheme.Options(**options))
+
+    def validate_rope(self) -> None:
+        """As the base class, which raises a KeyError where a key is missing."""
+        try:
+            super().validate_rope()
+        except KeyError as error:
+            raise ValueError(f"{error.args[0]}; add them to rope_parameters={self.rope_parameters}.") from None
+
+    def check_rope_values(self) -> None:
+        """Refuses numbers that the base class only warns of, or computes with."""
+        if self.rope_parameters is None:
+            raise ValueError(
+                f"position_embedding_type={self.position_embedding_type!r} needs rope_parameters, and they are None: "
+                "give the scheme when the configuration is built, and they are filled in."
+            )
+        for key, (fits, limit) in ROPE_LIMITS.items():
+            value = self.rope_parameters.get(key, 1.0)
+            if not isinstance(value, int | float) or not fits(value):
+                raise ValueError(f"rope_parameters[{key!r}] is {value!r}; it must be a number {limit}.")
+        for key in ("short_factor", "long_factor"):
+            if not isinstance(factors := self.rope_parameters.get(key, []), list):
+                raise ValueError(f"rope_parameters[{key!r}] is {factors!r}; it must be a list of numbers.")
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """Builds from a saved dictionary; a keyword that changes the scheme drops the old scheme's settings."""
-        keys = ("position_embedding_type", "position_options", "rope_parameters")
-        changes = {key: kwargs.pop(key) for key in keys if key in kwargs}
-        old, new = (OLD_NAMES.get(d.get(keys[0]), d.get(keys[0])) for d in (config_dict, changes))
+        """Builds from a saved dictionary, changed by the keywords and only then checked.
+
+        A keyword that changes the scheme drops the old scheme's settings. Under the same scheme, options left out keep
+        their saved values; a new `rope_type` keeps the saved theta and `partial_rotary_factor`.
+        """
+        own = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
+        own |= {*ROPE_KEYS, "chunk_size_feed_forward"}
+        changes = {key: kwargs.pop(key) for key in [*kwargs] if key in own}
+        old, new = (
+            OLD_NAMES.get(name, name) for name in (d.get("position_embedding_type") for d in (config_dict, changes))
+        )
         if new not in (None, old):
-            config_dict = {key: value for key, value in config_dict.items() if key not in keys}
+            settings = ("position_options", "rope_parameters", *ROPE_KEYS)
+            config_dict = {key: value for key, value in config_dict.items() if key not in settings}
+        if changes.get("position_options"):
+            changes["position_options"] = {**(config_dict.get("position_options") or {}), **changes["position_options"]}
+        saved, scaling = config_dict.get("rope_parameters") or {}, changes.pop("rope_scaling", None)
+        if isinstance(given := changes.get("rope_parameters") or scaling or {}, dict) and (given or saved):
+            kept = {key: saved[key] for key in ROPE_KEYS if key in saved} if {"rope_type", "type"} & {*given} else saved
+            moved = {key: changes.pop(key) for key in ROPE_KEYS if key in changes}
+            changes["rope_parameters"] = {**kept, **given, **moved}
         return super().from_dict({**config_dict, **changes}, **kwargs)
+
+
+def nearest(name: str, known) -> str:
+    """The known name that is most like another, and all of them."""
+    return f"the nearest is {difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]!r}, all are: {', '.join(known)}"

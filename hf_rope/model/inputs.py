@@ -18,7 +18,11 @@ def check_inputs(config, input_ids, attention_mask, token_type_ids, position_ids
                 f"inputs_embeds has shape {tuple(inputs_embeds.shape)}; it must be (batch, length, embedding_size="
                 f"{config.embedding_size})."
             )
+        if not inputs_embeds.is_floating_point():
+            raise TypeError(f"inputs_embeds has dtype {inputs_embeds.dtype}; it must be floats: ids go to input_ids.")
         batch, length = inputs_embeds.shape[:2]
+    if 0 in (batch, length):
+        raise ValueError(f"The input has shape {(batch, length)}; it must hold one token at least.")
     if token_type_ids is not None:
         if token_type_ids.shape != (batch, length):
             raise ValueError(
@@ -26,11 +30,10 @@ def check_inputs(config, input_ids, attention_mask, token_type_ids, position_ids
             )
         if config.type_vocab_size:
             check_ids("token_type_ids", token_type_ids, config.type_vocab_size, "type_vocab_size")
-    if attention_mask is not None and attention_mask.ndim == 2 and attention_mask.shape != (batch, length):
-        raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; the input's is {(batch, length)}.")
+    if attention_mask is not None:
+        check_mask(attention_mask, batch, length)
     if position_ids is not None:
-        if is_float(position_ids):
-            raise TypeError(f"position_ids has dtype {position_ids.dtype}; positions are whole numbers: pass .long().")
+        check_whole("position_ids", position_ids)
         if position_ids.ndim != 2 or position_ids.shape[0] not in (1, batch) or position_ids.shape[1] != length:
             raise ValueError(
                 f"position_ids has shape {tuple(position_ids.shape)}; it must be {(batch, length)} or {(1, length)}."
@@ -40,20 +43,35 @@ def check_inputs(config, input_ids, attention_mask, token_type_ids, position_ids
     return batch, length
 
 
+def check_mask(mask: torch.Tensor, batch: int, length: int) -> None:
+    """Refuses anything but (B, L) and what broadcasts to (B, H, L, L)."""
+    fits = mask.ndim == 4 and all(x in (1, y) for x, y in zip(mask.shape[::2], (batch, length), strict=True))
+    if mask.shape != (batch, length) and not (fits and mask.shape[3] == length):
+        raise ValueError(
+            f"attention_mask has shape {tuple(mask.shape)}; it must have the input's, {(batch, length)}, or be (batch, "
+            f"heads, {length}, {length}), where batch, heads and queries may be 1."
+        )
+
+
 def check_ids(name: str, ids: torch.Tensor, size: int, key: str) -> None:
     """Refuses anything but a (batch, length) tensor of whole numbers from 0 to size - 1."""
-    if is_float(ids):
-        raise TypeError(f"{name} has dtype {ids.dtype}; ids are whole numbers: pass .long().")
+    check_whole(name, ids)
     if ids.ndim != 2:
         raise ValueError(f"{name} has shape {tuple(ids.shape)}; it must be (batch, length).")
     if ids.numel() and not is_tracing(ids):
         low, high = (int(x) for x in ids.aminmax())
         if low < 0 or high >= size:
+            remedy = "the tokenizer and the model do not fit, or the embeddings need resize_token_embeddings"
+            if key != "vocab_size":
+                remedy = f"build the model with a larger {key}"
             raise ValueError(
-                f"{name} holds {low if low < 0 else high}, outside 0 to {size - 1} ({key}={size}): the tokenizer and the "
-                "model do not belong together, or the embeddings need resize_token_embeddings."
+                f"{name} holds {low if low < 0 else high}, outside 0 to {size - 1} ({key}={size}): {remedy}."
             )
 
 
-def is_float(x: torch.Tensor) -> bool:
-    return x.is_floating_point() or x.is_complex()
+def check_whole(name: str, x: torch.Tensor) -> None:
+    """Refuses lists, floats and truth values."""
+    if isinstance(x, list | tuple):
+        raise TypeError(f"{name} is a {type(x).__name__}; pass a tensor (return_tensors='pt' in the tokenizer).")
+    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise TypeError(f"{name} has dtype {x.dtype}; it must hold whole numbers: pass .long().")

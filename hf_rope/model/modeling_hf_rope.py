@@ -4,6 +4,7 @@ Shapes: B batch, L length, D hidden size, V vocabulary, C labels, T real tokens 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,14 +21,14 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.pytorch_utils import apply_chunking_to_forward
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import Layout, attend, compact_layout, dense_layout, find_packed_sequences
+from .attention import Layout, attend, compact_layout, dense_layout
 from .configuration_hf_rope import OLD_NAMES, HfRopeConfig
 from .inputs import check_inputs
-from .position_base import PositionScheme
+from .position_base import PositionScheme, find_packed_sequences
 from .positions import SCHEMES
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -36,7 +37,7 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", 
 class HfRopeEmbeddings(nn.Module):
     """Word, token-type and absolute position embeddings, their norm, and the projection where sizes differ."""
 
-    def __init__(self, config: HfRopeConfig):
+    def __init__(self, config):
         super().__init__()
         size = config.embedding_size
         self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=config.pad_token_id)
@@ -56,7 +57,7 @@ class HfRopeEmbeddings(nn.Module):
 class HfRopeAttention(nn.Module):
     """Multi-head self-attention: one product for query, key and value, then the scheme's and the softmax's work."""
 
-    def __init__(self, config: HfRopeConfig, layer_idx: int):
+    def __init__(self, config, layer_idx: int):
         super().__init__()
         self.config, self.layer_idx, self.is_causal = config, layer_idx, False
         self.num_heads = config.num_attention_heads
@@ -89,7 +90,7 @@ class HfRopeAttention(nn.Module):
 class HfRopeLayer(GradientCheckpointingLayer):
     """Attention and feed-forward, each with dropout, residual and norm after it (post-norm, as BERT)."""
 
-    def __init__(self, config: HfRopeConfig, layer_idx: int):
+    def __init__(self, config, layer_idx: int):
         super().__init__()
         self.chunk_size_feed_forward = config.chunk_size_feed_forward
         self.attention = HfRopeAttention(config, layer_idx)
@@ -113,7 +114,7 @@ class HfRopeLayer(GradientCheckpointingLayer):
 class HfRopePooler(nn.Module):
     """The first real token through a dense layer and tanh, as BERT: (B, L, D) -> (B, D)."""
 
-    def __init__(self, config: HfRopeConfig):
+    def __init__(self, config):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
@@ -136,32 +137,42 @@ class HfRopePreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": HfRopeLayer, "attentions": HfRopeAttention}
 
+    def __init__(self, config, *args, **kwargs):
+        config.validate_position()  # once more: the configuration may have been changed since it was built
+        super().__init__(config, *args, **kwargs)
+
     @property
     def attn_implementations(self) -> tuple[str, ...]:
         """The values of `attn_implementation` that can compute the position scheme."""
         return SCHEMES[self.config.position_embedding_type].attn_implementations(self.config)
 
     @property
-    def _supports_sdpa(self) -> bool:
+    def _supports_sdpa(self) -> bool:  # type: ignore[override]
         return "sdpa" in self.attn_implementations
 
     @property
-    def _supports_flex_attn(self) -> bool:
+    def _supports_flex_attn(self) -> bool:  # type: ignore[override]
         return "flex_attention" in self.attn_implementations
 
     @property
-    def _supports_flash_attn(self) -> bool:
+    def _supports_flash_attn(self) -> bool:  # type: ignore[override]
         return "flash_attention" in self.attn_implementations
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # transformers would look for the interface's name in this file; attention.py has it
+
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
-        kind = (attn_implementation or "").split("|")[-1]
-        for name in ("sdpa", "flex_attention", "flash_attention"):
-            if kind.startswith(name) and name not in self.attn_implementations:
-                raise ValueError(
-                    f"attn_implementation={attn_implementation!r} cannot compute position_embedding_type="
-                    f"{self.config.position_embedding_type!r} with these options; it works with: "
-                    f"{', '.join(self.attn_implementations)}."
-                )
+        kind, allowed = (attn_implementation or "eager").split("|")[-1], self.attn_implementations
+        if is_flash_attention_requested(requested_attention_implementation=kind):
+            kind = "flash_attention"
+        # A function of a user's own gets the score term, but no value term.
+        known = kind in ("eager", "sdpa", "flex_attention", "flash_attention")
+        if kind not in allowed if known else allowed == ("eager",):
+            raise ValueError(
+                f"attn_implementation={attn_implementation!r} cannot compute position_embedding_type="
+                f"{self.config.position_embedding_type!r} with these options; it works with: {', '.join(allowed)}."
+            )
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
     @torch.no_grad()
@@ -175,27 +186,31 @@ class HfRopePreTrainedModel(PreTrainedModel):
         """As transformers' own; refuses weights that were trained under another position scheme.
 
         Raises:
-            ValueError: positional weights of the checkpoint and of the configuration are not the same ones.
+            ValueError: the checkpoint's scheme, or its positional weights, are not those of the configuration.
         """
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        scheme = model.config.position_embedding_type
+        source = pretrained_model_name_or_path
+        remedy = "load them under their own scheme, or build a new model with from_config"
+        if source is not None:
+            hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+            trained = cls.config_class.get_config_dict(source, **hub)[0].get("position_embedding_type")
+            asked = getattr(kwargs.get("config"), "position_embedding_type", kwargs.get("position_embedding_type"))
+            trained, asked = (OLD_NAMES.get(name, name) for name in (trained, asked))
+            if trained not in (None, asked) and asked in SCHEMES:
+                raise ValueError(
+                    f"The weights in {source} were trained with position_embedding_type={trained!r} and cannot be used "
+                    f"with {asked!r}: {remedy}."
+                )
+        model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
         complaints = [
             f"{verb} {', '.join(keys)}"
             for verb, name in (("lacks", "missing_keys"), ("also has", "unexpected_keys"))
             if (keys := sorted(key for key in info[name] if ".position." in f".{key}"))
         ]
-        if pretrained_model_name_or_path is not None:
-            hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-            trained = cls.config_class.get_config_dict(pretrained_model_name_or_path, **hub)[0].get(
-                "position_embedding_type"
-            )
-            if OLD_NAMES.get(trained, trained) not in (None, scheme):
-                complaints.insert(0, f"was trained as {trained!r}")
         if complaints:
+            config = model.config
             raise ValueError(
-                f"The weights in {pretrained_model_name_or_path} belong to another position scheme than "
-                f"position_embedding_type={scheme!r} with position_options={model.config.position_options}: the checkpoint "
-                f"{' and '.join(complaints)}. Load it under its own scheme, or build a new model with from_config."
+                f"The weights in {source} do not fit position_embedding_type={config.position_embedding_type!r} with "
+                f"position_options={config.position_options}, the checkpoint {' and '.join(complaints)}: {remedy}."
             )
         return (model, info) if output_loading_info else model
 
@@ -204,15 +219,15 @@ class HfRopeModel(HfRopePreTrainedModel):
     """The encoder: (B, L) ids -> (B, L, D) hidden states, and pooled (B, D).
 
     A batch with padding, or with sequences packed into one row, is computed on its real tokens only, and each sequence
-    attends to itself; hidden states at padding are then zero. Under compile, export and tracing, with flex and flash
-    attention, and where hidden states or attentions are recorded, padding is computed and masked instead.
+    attends to itself; hidden states at padding are then zero. Under compile, export and tracing, with flex attention, a
+    4-D mask, and where hidden states or attentions are recorded, padding is computed and masked instead.
 
     Args:
         config: the configuration.
         add_pooling_layer: whether to build the pooler.
     """
 
-    def __init__(self, config: HfRopeConfig, add_pooling_layer: bool = True):
+    def __init__(self, config, add_pooling_layer: bool = True):
         super().__init__(config)
         self.embeddings = HfRopeEmbeddings(config)
         self.position = SCHEMES[config.position_embedding_type](config)
@@ -242,7 +257,8 @@ class HfRopeModel(HfRopePreTrainedModel):
 
         Args:
             input_ids: (B, L) int64; or `inputs_embeds`, (B, L, embedding_size).
-            attention_mask: (B, L), 1 at real tokens; or an additive or boolean (B, 1, L, L).
+            attention_mask: (B, L), 1 at real tokens; or an additive or boolean (B, 1, L, L), which then alone decides
+                who sees whom.
             token_type_ids: (B, L) int64, zeros if left out.
             position_ids: (B or 1, L) int64 from 0; counted from the first real token if left out. Runs 0, 1, 2, ... one
                 after the other in a row are packed sequences, and each sees itself only.
@@ -251,7 +267,7 @@ class HfRopeModel(HfRopePreTrainedModel):
         batch, length = check_inputs(
             self.config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
         )
-        source = inputs_embeds if input_ids is None else input_ids
+        source: Any = inputs_embeds if input_ids is None else input_ids
         keep = attention_mask.bool() if attention_mask is not None and attention_mask.ndim == 2 else None
         segments = None
         if (bounds := kwargs.get("cu_seq_lens_q")) is not None:
@@ -273,7 +289,7 @@ class HfRopeModel(HfRopePreTrainedModel):
             real_positions = layout.unpad(position_ids.expand(batch, length))
             x = self.embeddings(input_ids, token_type_ids, real_positions, inputs_embeds, self.position)
         else:
-            if self.position.max_length is not None and segments is None:
+            if self.position.max_length is not None and segments is None and is_tracing(source):
                 self.position.require_length(length, self.position.max_length)
             x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, self.position)
             layout = dense_layout(self.position, self.config, x, attention_mask, position_ids, segments)
@@ -289,16 +305,18 @@ class HfRopeModel(HfRopePreTrainedModel):
     def default_positions(self, length: int, keep: torch.Tensor | None, device) -> torch.Tensor:
         """(1, L) or (B, L): 0 at the first real token of each row, so that padding on the left moves nothing."""
         position_ids = torch.arange(length, device=device)[None]
-        if keep is None or self.position.shift_invariant or (not is_tracing(keep) and bool(keep[:, 0].all())):
+        anywhere = self.position.shift_invariant and (self.position.max_length is None or is_tracing(position_ids))
+        if keep is None or anywhere or (not is_tracing(keep) and bool(keep.all())):
             return position_ids
-        return (position_ids - keep.to(torch.int8).argmax(-1, keepdim=True)).clamp(min=0)
+        first = keep.to(torch.int8).argmax(-1, keepdim=True)
+        return torch.where(keep, position_ids - first, 0)
 
     def is_compact(self, attention_mask, keep, segments, source, kwargs) -> bool:
         """Whether the batch is computed on its real tokens only."""
         recorded = any(
             kwargs.get(key, getattr(self.config, key, False)) for key in ("output_hidden_states", "output_attentions")
         )
-        if recorded or is_tracing(source) or self.config._attn_implementation not in ("eager", "sdpa"):
+        if recorded or is_tracing(source) or self.config._attn_implementation == "flex_attention":
             return False
         if attention_mask is not None and keep is None:
             return False
@@ -310,7 +328,7 @@ class HfRopeModel(HfRopePreTrainedModel):
 class HfRopeLMHead(nn.Module):
     """Dense, activation, norm and the projection to the vocabulary: (..., D) -> (..., V), as BERT's."""
 
-    def __init__(self, config: HfRopeConfig):
+    def __init__(self, config):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.embedding_size)
         self.activation: Callable = ACT2FN[config.hidden_act]
@@ -324,13 +342,13 @@ class HfRopeLMHead(nn.Module):
 class HfRopeForMaskedLM(HfRopePreTrainedModel):
     """The encoder with a masked-LM head.
 
-    In training with labels, only labelled tokens go through the head, and `logits` is None; in eval mode `logits` is the
-    full (B, L, V). The loss is the same either way.
+    In training with labels, only labelled tokens go through the head, and `logits` is None; in eval mode `logits` is
+    the full (B, L, V). The loss is the same either way.
     """
 
     _tied_weights_keys = {"lm_head.decoder.weight": "model.embeddings.word_embeddings.weight"}
 
-    def __init__(self, config: HfRopeConfig):
+    def __init__(self, config):
         super().__init__(config)
         self.model = HfRopeModel(config, add_pooling_layer=False)
         self.lm_head = HfRopeLMHead(config)
@@ -368,14 +386,14 @@ class HfRopeForMaskedLM(HfRopePreTrainedModel):
         )
 
 
-def classifier_dropout(config: HfRopeConfig) -> nn.Dropout:
+def classifier_dropout(config) -> nn.Dropout:
     return nn.Dropout(config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout)
 
 
 class HfRopeForSequenceClassification(HfRopePreTrainedModel):
     """The encoder with a classifier on the pooled sequence: single label, multi label or regression."""
 
-    def __init__(self, config: HfRopeConfig):
+    def __init__(self, config):
         super().__init__(config)
         self.model = HfRopeModel(config, add_pooling_layer=config.classifier_pooling == "cls")
         self.dropout = classifier_dropout(config)
@@ -393,7 +411,7 @@ class HfRopeForSequenceClassification(HfRopePreTrainedModel):
         labels: torch.Tensor | None = None,
         **kwargs,
     ) -> SequenceClassifierOutput:
-        """`labels`: (B,) int64 classes, (B,) or (B, C) numbers for regression, (B, C) zeros and ones for multi label."""
+        """`labels`: (B,) int64 classes, (B,) or (B, C) numbers for regression, (B, C) 0 and 1 for multi label."""
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         pooled = outputs.pooler_output
         if pooled is None:
@@ -420,7 +438,7 @@ class HfRopeForSequenceClassification(HfRopePreTrainedModel):
 class HfRopeForTokenClassification(HfRopePreTrainedModel):
     """The encoder with a classifier on every token."""
 
-    def __init__(self, config: HfRopeConfig):
+    def __init__(self, config):
         super().__init__(config)
         self.model = HfRopeModel(config, add_pooling_layer=False)
         self.dropout = classifier_dropout(config)
@@ -450,7 +468,7 @@ class HfRopeForTokenClassification(HfRopePreTrainedModel):
 class HfRopeForQuestionAnswering(HfRopePreTrainedModel):
     """The encoder with the start and end logits of an extracted answer."""
 
-    def __init__(self, config: HfRopeConfig):
+    def __init__(self, config):
         super().__init__(config)
         self.model = HfRopeModel(config, add_pooling_layer=False)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
@@ -486,7 +504,7 @@ class HfRopeForQuestionAnswering(HfRopePreTrainedModel):
 class HfRopeForMultipleChoice(HfRopePreTrainedModel):
     """The encoder with one score a choice, from inputs of shape (B, choices, L)."""
 
-    def __init__(self, config: HfRopeConfig):
+    def __init__(self, config):
         super().__init__(config)
         self.model = HfRopeModel(config)
         self.dropout = classifier_dropout(config)
@@ -506,7 +524,7 @@ class HfRopeForMultipleChoice(HfRopePreTrainedModel):
     ) -> MultipleChoiceModelOutput:
         """`labels`: (B,) int64, the right choice."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        choices = (inputs_embeds if input_ids is None else input_ids).shape[1]
+        choices = next(x.shape[1] for x in (input_ids, inputs_embeds) if x is not None)
         outputs = self.model(*(None if x is None else x.flatten(0, 1) for x in inputs), **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, choices)
         return MultipleChoiceModelOutput(

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
+from torch.nn import functional as F
 from transformers.utils.import_utils import is_tracing
 
 
@@ -102,8 +103,8 @@ class PositionScheme(nn.Module):
         if length > limit:
             raise ValueError(
                 f"position_embedding_type={self.config.position_embedding_type!r} has a table for {limit} positions "
-                f"(max_position_embeddings={self.config.max_position_embeddings}) and the input needs {length}: shorten "
-                "the input (truncation=True in the tokenizer), or use a scheme without a table, such as 'rotary'."
+                f"(max_position_embeddings={self.config.max_position_embeddings}) and the input needs {length}: "
+                "shorten it (truncation=True in the tokenizer), or use a scheme without a table, such as 'rotary'."
             )
 
 
@@ -160,6 +161,23 @@ def spread_distances(values: torch.Tensor, index: tuple[torch.Tensor, ...]) -> t
     if index:
         return values[:, index[0]].transpose(0, 1)
     return values.unfold(-1, (values.shape[-1] + 1) // 2, 1).flip(-2)[None]
+
+
+def find_packed_sequences(position_ids: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor | None:
+    """(B, L) positions -> (B, L) number of the sequence that each token belongs to; None where no row is packed.
+
+    A row is packed where its real positions are runs 0, 1, 2, ... one after the other, two or more, as
+    `DataCollatorWithFlattening` writes them. Any other order of positions is one sequence.
+    """
+    first = position_ids == 0
+    follows = F.pad(position_ids.diff(dim=-1) == 1, (1, 0), value=False)
+    runs = first | follows
+    if keep is not None:
+        runs = runs | ~keep
+    packed = runs.all(-1, keepdim=True)
+    if not is_tracing(position_ids) and not bool((packed & (first.sum(-1, keepdim=True) > 1)).any()):
+        return None
+    return torch.where(packed, first.cumsum(-1), 0)
 
 
 def sinusoid(positions: torch.Tensor, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

@@ -61,8 +61,8 @@ class DebertaPosition(PositionScheme):
         buckets = options.position_buckets
         if buckets and not (buckets >= 4 and buckets // 2 < options.max_relative_positions - 1):
             raise ValueError(
-                f"position_options['position_buckets'] is {buckets}; it must be 0, for none, or 4 or more with half of it "
-                f"below max_relative_positions - 1, {options.max_relative_positions - 1}."
+                f"position_options['position_buckets'] is {buckets}; it must be 0, for none, or 4 or more with half of "
+                f"it below max_relative_positions - 1, {options.max_relative_positions - 1}."
             )
 
     def scaling(self):

@@ -1,4 +1,4 @@
-"""Distances times queries (and keys): Huang et al. 2020 (arXiv 2009.13658), methods 2 to 4."""
+"""Distances times queries (Shaw 2018, eq. 4, unclipped) and keys (Huang et al. 2020, arXiv 2009.13658, method 4)."""
 
 import torch
 from torch import nn

@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils.import_utils import is_tracing
 
-from .position_base import PositionScheme
+from .position_base import PositionScheme, find_packed_sequences
 
 
 class RotaryPosition(PositionScheme):
@@ -62,7 +62,7 @@ class RotaryPosition(PositionScheme):
         return not self.options.rotary_value and self.config.rope_parameters["rope_type"] not in ("dynamic", "longrope")
 
     def plan(self, query_positions, key_positions, dtype):
-        """The turns of the queries, then of the keys: complex (B or 1, 1, L, d/2), or cosines and sines under tracing."""
+        """The queries' turns, then the keys': complex (B or 1, 1, L, d/2), or cosines and sines under tracing."""
         query = self.turns(query_positions, dtype)
         return query + (query if key_positions is query_positions else self.turns(key_positions, dtype))
 
@@ -75,7 +75,7 @@ class RotaryPosition(PositionScheme):
         return (torch.polar(torch.full_like(angles, factor), angles),)
 
     def frequencies(self, positions: torch.Tensor, precision: torch.dtype) -> tuple[torch.Tensor, float]:
-        """Angle per position, (d/2,) or (B, 1, d/2) where it follows each sequence's length, and the factor on q and k."""
+        """Angle a position, (d/2,) or (B, L, d/2) where it follows the sequence's length, and the factor on q and k."""
         parameters = self.config.rope_parameters
         rope_type = parameters["rope_type"]
         if rope_type == "default":
@@ -84,13 +84,12 @@ class RotaryPosition(PositionScheme):
             return parameters["rope_theta"] ** -exponents, 1.0
         compute = ROPE_INIT_FUNCTIONS[rope_type]
         if rope_type == "dynamic":
-            length = positions.amax(-1)[:, None, None] + 1
-            frequencies, factor = compute(self.config, positions.device, seq_len=length)
+            frequencies, factor = compute(self.config, positions.device, seq_len=sequence_lengths(positions))
         elif rope_type == "longrope":
             limit = parameters["original_max_position_embeddings"]
             short, factor = compute(self.config, positions.device)
             long, _ = compute(self.config, positions.device, seq_len=limit + 1)
-            frequencies = torch.where(positions.amax(-1)[:, None, None] + 1 > limit, long, short)
+            frequencies = torch.where(sequence_lengths(positions) > limit, long, short)
         else:
             frequencies, factor = compute(self.config, positions.device)
         return frequencies.to(precision), factor
@@ -119,3 +118,12 @@ def rotary_size(config) -> int:
     """The number of components of each head that are rotated."""
     head_dim = config.hidden_size // config.num_attention_heads
     return int(head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
+
+
+def sequence_lengths(positions: torch.Tensor) -> torch.Tensor:
+    """(B, L) -> (B, L or 1, 1): the largest position of each token's own sequence, plus one."""
+    segments = find_packed_sequences(positions)
+    if segments is None:
+        return positions.amax(-1)[:, None, None] + 1
+    largest = torch.zeros(len(positions), positions.shape[-1] + 1, dtype=positions.dtype, device=positions.device)
+    return largest.scatter_reduce(-1, segments, positions, "amax").gather(-1, segments)[..., None] + 1

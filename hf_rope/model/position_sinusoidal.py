@@ -6,7 +6,10 @@ from .position_base import PositionScheme, sinusoid
 
 
 class SinusoidalPosition(PositionScheme):
-    """x_i + p_i with p_{i,2t} = sin(i / 10000^(2t/D)) and p_{i,2t+1} = cos(the same): no parameters, no length limit."""
+    """x_i + p_i with p_{i,2t} = sin(i / 10000^(2t/D)) and p_{i,2t+1} = cos(the same).
+
+    No parameters, no length limit.
+    """
 
     kind = "APE"
 
@@ -14,7 +17,7 @@ class SinusoidalPosition(PositionScheme):
     def check(cls, config, options):
         if config.embedding_size % 2:
             raise ValueError(
-                f"position_embedding_type='sinusoidal' pairs a sine with a cosine and needs an even embedding size, got "
+                "position_embedding_type='sinusoidal' pairs a sine with a cosine and needs an even embedding_size, got "
                 f"{config.embedding_size}."
             )
 

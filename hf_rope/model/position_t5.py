@@ -54,7 +54,7 @@ def check_buckets(num_buckets: int, max_distance: int) -> None:
 
 
 def bucket(distance: torch.Tensor, num_buckets: int, max_distance: int) -> torch.Tensor:
-    """Bucket of each distance j - i: half of the buckets for j > i; in each half the first half exact, then logarithmic."""
+    """Bucket of each distance j - i: half of them for j > i; in each half the first half exact, then logarithmic."""
     half, exact = num_buckets // 2, num_buckets // 4
     size = distance.abs()
     beyond = torch.log(size.clamp(min=1).float() / exact) / math.log(max_distance / exact) * (half - exact)

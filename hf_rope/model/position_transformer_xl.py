@@ -29,8 +29,8 @@ class TransformerXLPosition(PositionScheme):
     def check(cls, config, options):
         if config.hidden_size % 2:
             raise ValueError(
-                "position_embedding_type='transformer_xl' pairs a sine with a cosine and needs an even hidden_size, got "
-                f"{config.hidden_size}."
+                "position_embedding_type='transformer_xl' pairs a sine with a cosine and needs an even hidden_size, "
+                f"got {config.hidden_size}."
             )
 
     def init_weights(self, std):

@@ -1,4 +1,4 @@
-"""Untied positions: Ke et al. 2020 (TUPE, arXiv 2006.15595), eq. 7 to 10; RoFormer eq. 9."""
+"""Untied positions: Ke et al. 2020 (TUPE, arXiv 2006.15595), eq. 7 and 8, section 3.2; RoFormer eq. 9."""
 
 from dataclasses import dataclass
 
@@ -15,8 +15,8 @@ class TupePosition(PositionScheme):
     """s_ij = q_i . k_j / sqrt(2d) + (LN(p_i) U_Q) . (LN(p_j) U_K) / sqrt(2d) [+ T5's bias: TUPE-R].
 
     The table, its norm, U_Q and U_K (no bias) are shared by all layers; nothing is added to the embeddings. With
-    `untie_cls`, the pairs of position 0 get two numbers of their own a head: one for [CLS] to all, one for others to [CLS].
-    Raises ValueError for a position beyond the table.
+    `untie_cls`, the pairs of position 0 get two numbers of their own a head: one for [CLS] to all, one for others to
+    [CLS]. Raises ValueError for a position beyond the table.
     """
 
     kind = "APE+RPE"

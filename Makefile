@@ -1,0 +1,28 @@
+PYTHON ?= python3
+VENV ?= .venv
+INSTALLED := $(VENV)/installed
+
+.PHONY: demo test test-slow check clean
+
+demo: $(INSTALLED)
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python examples/demo.py
+
+# One thread a worker: two torch processes that each take both cores slow each other down.
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -m slow
+
+check: $(INSTALLED)
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable ".[examples,tests,dev]"
+	touch $(INSTALLED)

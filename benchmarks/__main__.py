@@ -1,0 +1,102 @@
+"""`python -m benchmarks`: hf_rope beside the native classes; prints a table, writes results.json and PNGs."""
+
+import argparse
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+
+import matplotlib
+import torch
+import transformers
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from . import cases
+from .measure import compare, peak_memory
+from .plots import draw
+
+matplotlib.use("Agg")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer cases and rounds; under 5 minutes on 2 cores")
+    parser.add_argument("--rounds", type=int, default=9, help="paired runs of each case")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--longest", type=int, default=8192, help="the longest input of the plots by length")
+    parser.add_argument("--pairs", type=Path, help="JSON lines with sentence1 and sentence2, for batches of pairs")
+    parser.add_argument("--only", nargs="+", choices=list(GROUPS), default=list(GROUPS))
+    parser.add_argument("--output", type=Path, default=Path("runs/bench"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    transformers.logging.set_verbosity_error()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    path = arguments.output / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {"rows": [], "memory": {}}
+    results["setting"] = {
+        "threads": arguments.threads,
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    if arguments.quick:
+        arguments.rounds, arguments.longest = 3, 1024
+        arguments.only = [group for group in arguments.only if group in QUICK]
+    for group in arguments.only:
+        results["rows"] = [row for row in results["rows"] if row["part"] != group]
+        if group == "memory":
+            measure_memory(results["memory"], arguments.longest)
+        else:
+            measure_speed(results["rows"], group, arguments)
+        path.write_text(json.dumps(results, indent=1))
+    print_table(results)
+    draw(results, arguments.output)
+
+
+GROUPS = {
+    "rotary": lambda arguments: cases.rotary_forward(),
+    "real": lambda arguments: cases.real_batches(arguments.pairs),
+    "steps": lambda arguments: cases.steps(),
+    "learned": lambda arguments: cases.learned_forward(),
+    "relative": lambda arguments: cases.relative_forward(),
+    "modern": lambda arguments: cases.modern_forward(),
+    "costs": lambda arguments: cases.scheme_costs(),
+    "lengths": lambda arguments: cases.lengths(arguments.longest),
+    "memory": None,
+}
+QUICK = ("rotary", "real", "steps", "learned", "lengths")
+
+
+def measure_speed(rows: list[dict], group: str, arguments) -> None:
+    for case in GROUPS[group](arguments):
+        for other, ratio in compare(case.ours, case.others, arguments.rounds).items():
+            row = {"part": group, "scheme": case.group, "work": case.name, "against": other, **asdict(ratio)}
+            rows.append({**row, "goal": case.goals.get(other)})
+            print(f"{case.group:16} {case.name:36} {other:20} {ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f})")
+
+
+def measure_memory(memory: dict, longest: int) -> None:
+    lengths = [length for length in (512, 1024, 2048, 4096, 8192) if length <= longest]
+    for name in track(("none", "rotary", "t5", "RoFormer"), description="peak memory"):
+        memory[name] = {str(length): peak_memory(cases.memory_work, name, length) for length in lengths}
+
+
+def print_table(results: dict) -> None:
+    table = Table(title="Times as fast as the other (cost over none: the other's time over that of none)")
+    for column in ("scheme", "work", "against", "ratio", "quartiles", "goal", "seconds"):
+        table.add_column(column, justify="left" if column in ("scheme", "work", "against") else "right")
+    for row in results["rows"]:
+        goal = "" if row["goal"] is None else f"{row['goal']:.2f}"
+        spread = f"{row['low']:.2f} to {row['high']:.2f}"
+        figures = (f"{row['median']:.2f}", spread, goal, f"{row['seconds']:.3f}")
+        table.add_row(row["scheme"], row["work"], row["against"], *figures)
+    Console().print(table)
+    for name, figures in results["memory"].items():
+        print(f"peak memory above the weights, MB: {name:10}", {k: round(v) for k, v in figures.items()})
+
+
+if __name__ == "__main__":
+    main()

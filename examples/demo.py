@@ -1,0 +1,270 @@
+"""The whole road on the text in examples/data: tokenizer, pre-training, fine-tuning, and loading without the package.
+
+python examples/demo.py [--output_dir runs/demo]
+
+Writes the tokenizer, a folder a pre-trained scheme, the fine-tuned rotary classifier, `results.json` and
+`loss_curves.png`.
+"""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from transformers import HfArgumentParser, PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from finetune_classification import finetune
+from loading import DataArguments, load_files, load_split, require_fresh
+from pretrain_mlm import build_config, group_texts, pretrain
+from train_tokenizer import train_tokenizer
+
+HERE = Path(__file__).parent
+SCHEMES = ("rotary", "learned", "shaw")
+WRITTEN = {"tokenizer", "pretrained", "sentiment", "results.json", "loss_curves.png", "reference.json"}
+MASKED = (
+    "he put his hand on my [MASK] and said nothing.",
+    "the sun went down, and it was a dark [MASK].",
+    "the film is funny, and the cast is [MASK].",
+)
+
+
+@dataclass
+class Arguments:
+    """Sizes of the demo, chosen to end within ten minutes on two cores."""
+
+    output_dir: str = "runs/demo"
+    vocab_size: int = 6000
+    hidden_size: int = 128
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    block_size: int = 64
+    batch_size: int = 16
+    pretrain_steps: int = 1200
+    pretrain_learning_rate: float = 1e-3
+    finetune_epochs: float = 3
+    finetune_learning_rate: float = 3e-4
+    reviews: int = 8000
+    seed: int = 0
+
+
+def prepare_folder(folder: Path) -> None:
+    """Empties the folder of what an earlier demo wrote; refuses one that holds anything else."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= WRITTEN:
+        shutil.rmtree(folder)
+    require_fresh(folder)
+    folder.mkdir(parents=True)
+
+
+def load_reviews(arguments: Arguments, split: str) -> Dataset:
+    """The first `arguments.reviews` labelled sentences of a split."""
+    rows = load_files([str(HERE / f"data/reviews/{split}.jsonl")], ["text", "label"])
+    return rows.select(range(min(arguments.reviews, len(rows))))
+
+
+def unigram_loss(train: Dataset, validation: Dataset, tokenizer: PreTrainedTokenizerBase) -> float:
+    """The loss of a model that knows the words' frequencies in `train` only: what training must beat."""
+    counts, seen = (Counter(chain.from_iterable(blocks["input_ids"])) for blocks in (train, validation))
+    for token in tokenizer.all_special_ids:
+        del counts[token], seen[token]
+    total = counts.total() + len(tokenizer)
+    return -sum(number * math.log((counts[token] + 1) / total) for token, number in seen.items()) / seen.total()
+
+
+def pretrain_all(arguments: Arguments, reviews: Dataset, folder: Path) -> tuple[PreTrainedTokenizerBase, dict, float]:
+    """Trains the tokenizer and every scheme on the books and the training reviews; validates on another book.
+
+    Returns the tokenizer, each scheme's numbers and the unigram loss.
+    """
+    books = DataArguments(
+        train_file=[str(HERE / "data/books/train.txt")], validation_file=[str(HERE / "data/books/validation.txt")]
+    )
+    texts = load_split(books, "train", ["text"])
+    texts = Dataset.from_dict({"text": texts["text"][:] + reviews["text"][:]})
+    tokenizer = train_tokenizer(texts["text"], arguments.vocab_size)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    train = group_texts(texts, tokenizer, arguments.block_size)
+    validation = group_texts(load_split(books, "validation", ["text"]), tokenizer, arguments.block_size)
+    training = TrainingArguments(
+        output_dir=str(folder / "pretrained"),
+        max_steps=arguments.pretrain_steps,
+        per_device_train_batch_size=arguments.batch_size,
+        per_device_eval_batch_size=32,
+        learning_rate=arguments.pretrain_learning_rate,
+        warmup_steps=0.1,
+        adam_beta2=0.98,
+        eval_strategy="steps",
+        eval_steps=max(1, arguments.pretrain_steps // 10),
+        logging_steps=max(1, arguments.pretrain_steps // 20),
+        **common_arguments(arguments),
+        prediction_loss_only=True,
+    )
+    sizes = {
+        "hidden_size": arguments.hidden_size,
+        "num_hidden_layers": arguments.num_hidden_layers,
+        "num_attention_heads": arguments.num_attention_heads,
+        "intermediate_size": 4 * arguments.hidden_size,
+        "initializer_range": 0.05,  # with 0.02, for 768 units, narrow layers stay at word frequencies long
+    }
+    results = {}
+    for scheme in SCHEMES:
+        print(f"Pre-training {scheme}")
+        config = build_config(scheme, tokenizer, arguments.block_size, sizes)
+        results[scheme] = pretrain(config, tokenizer, train, validation, training)
+    return tokenizer, results, unigram_loss(train, validation, tokenizer)
+
+
+def common_arguments(arguments: Arguments) -> dict[str, Any]:
+    pin_memory = torch.cuda.is_available()
+    return {"save_strategy": "no", "report_to": "none", "seed": arguments.seed, "dataloader_pin_memory": pin_memory}
+
+
+def finetune_sentiment(
+    arguments: Arguments, tokenizer: PreTrainedTokenizerBase, reviews: Dataset, folder: Path
+) -> tuple[Trainer, dict[str, dict[str, float]]]:
+    """Fine-tunes the rotary model on the reviews, and evaluates it on the validation and test reviews."""
+    print("Fine-tuning rotary for sentiment")
+    splits = {split: load_reviews(arguments, split) for split in ("validation", "test")}
+    training = TrainingArguments(
+        output_dir=str(folder / "sentiment"),
+        num_train_epochs=arguments.finetune_epochs,
+        per_device_train_batch_size=32,
+        per_device_eval_batch_size=64,
+        learning_rate=arguments.finetune_learning_rate,
+        warmup_steps=0.1,
+        eval_strategy="epoch",
+        logging_steps=50,
+        **common_arguments(arguments),
+    )
+    checkpoint = str(folder / "pretrained/rotary")
+    splits = {"train": reviews, **splits}
+    overrides = {"classifier_pooling": "mean"}
+    return finetune(checkpoint, tokenizer, splits, ["text", "label"], training, arguments.block_size, overrides)
+
+
+def check_without_package(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, Any]:
+    """Loads both folders in a fresh process that cannot import hf_rope; raises if the logits differ."""
+    sentences = ["A warm, funny, beautifully played film.", "Dull, far too long and without a single good joke."]
+    model = model.cpu().eval()
+    with torch.no_grad():
+        logits = model(**tokenizer(sentences, padding=True, return_tensors="pt")).logits
+    reference = folder / "reference.json"
+    reference.write_text(json.dumps({"sentences": sentences, "logits": logits.tolist(), "masked": MASKED}))
+    paths = [folder / "sentiment", folder / "pretrained/rotary", reference]
+    with tempfile.TemporaryDirectory() as elsewhere:
+        process = subprocess.run(
+            [sys.executable, "-I", str(HERE.resolve() / "load_without_package.py"), *(str(p.resolve()) for p in paths)],
+            cwd=elsewhere,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": elsewhere},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+    if process.returncode:
+        raise SystemExit(f"The saved models do not load without the package:\n{process.stderr}")
+    check = json.loads(process.stdout.splitlines()[-1])
+    if not check["difference"] <= 1e-5:
+        raise SystemExit(f"Loaded without the package, the logits differ by {check['difference']:.1e}.")
+    return check
+
+
+def plot_losses(arguments: Arguments, results: dict[str, Any], folder: Path) -> None:
+    """One validation curve a scheme, with its training loss behind it and the unigram model as a line."""
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for scheme, numbers in results["pretraining"].items():
+        history = json.loads((folder / "pretrained" / scheme / "log_history.json").read_text())
+        points = {(row["step"], row["eval_loss"]) for row in history if "eval_loss" in row}
+        label = f"{scheme}, ends at {numbers['validation_loss']:.2f}"
+        (line,) = axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=label)
+        points = [(row["step"], row["loss"]) for row in history if "loss" in row]
+        axes.plot(*zip(*points, strict=True), color=line.get_color(), alpha=0.3, linewidth=1)
+    axes.plot([], [], color="gray", alpha=0.4, linewidth=1, label="thin: training loss (with dropout)")
+    unigram = results["unigram_loss"]
+    axes.axhline(unigram, color="gray", linestyle="--", label=f"word frequencies alone, {unigram:.2f}")
+    tokens = arguments.batch_size * arguments.block_size
+    axes.set(
+        title="Masked-LM loss on a book not trained on: same seed, batches and masks",
+        xlabel=f"training step ({tokens:,} tokens each)",
+        ylabel="loss (nats per masked token)",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(folder / "loss_curves.png", dpi=150)
+    plt.close(figure)
+
+
+def report(results: dict[str, Any], console: Console) -> None:
+    """Prints the tables."""
+    table = Table("scheme", title="Masked-LM pre-training, validated on a book not trained on")
+    for column in ("parameters", "validation loss", "perplexity", "training tokens/s"):
+        table.add_column(column, justify="right")
+    for scheme, row in results["pretraining"].items():
+        speed = f"{row['tokens_per_second']:,.0f}"
+        table.add_row(
+            scheme, f"{row['parameters']:,}", f"{row['validation_loss']:.3f}", f"{row['perplexity']:,.0f}", speed
+        )
+    unigram = results["unigram_loss"]
+    table.add_row("word frequencies", "", f"{unigram:.3f}", f"{math.exp(unigram):,.0f}", "", style="dim")
+    console.print(table)
+    table = Table("reviews", title="Sentiment, rotary, fine-tuned")
+    for column in ("accuracy", "F1", "majority baseline"):
+        table.add_column(column, justify="right")
+    for split, row in results["sentiment"].items():
+        table.add_row(split, f"{row['accuracy']:.3f}", f"{row['f1']:.3f}", f"{row['majority']:.3f}")
+    console.print(table)
+    check = results["without_package"]
+    console.print(
+        f"Loaded in a fresh process without hf_rope: greatest difference of the logits {check['difference']:.1e}."
+    )
+    for text, words in check["filled"].items():
+        console.print(f"  {text} -> {', '.join(words)}", markup=False)
+    console.print(f"{results['seconds'] / 60:.1f} minutes.")
+
+
+def run(arguments: Arguments) -> dict[str, Any]:
+    """Does it all and returns what `results.json` holds."""
+    start, folder = time.perf_counter(), Path(arguments.output_dir)
+    prepare_folder(folder)
+    reviews = load_reviews(arguments, "train")
+    tokenizer, pretraining, unigram = pretrain_all(arguments, reviews, folder)
+    trainer, sentiment = finetune_sentiment(arguments, tokenizer, reviews, folder)
+    results = {
+        "arguments": vars(arguments),
+        "pretraining": pretraining,
+        "unigram_loss": unigram,
+        "sentiment": sentiment,
+    }
+    results["without_package"] = check_without_package(trainer.model, tokenizer, folder)
+    plot_losses(arguments, results, folder)
+    results["seconds"] = time.perf_counter() - start
+    (folder / "results.json").write_text(json.dumps(results, indent=2))
+    return results
+
+
+def main() -> None:
+    (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    results = run(arguments)
+    report(results, Console())
+    print(
+        f"In {arguments.output_dir}: " + ", ".join(sorted(path.name for path in Path(arguments.output_dir).iterdir()))
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Fine-tunes any checkpoint on classes of sentences or of sentence pairs.
+
+python examples/finetune_classification.py --model runs/mlm/rotary --train_file my.csv --validation_file mine_too.csv \
+    --output_dir runs/classifier --num_train_epochs 3
+
+Every option of `TrainingArguments` works. Accuracy and F1 come from scikit-learn; `--evaluate_metric NAME` takes
+`evaluate.load(NAME)` instead, which downloads. Writes a model folder with `results.json`.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import evaluate
+import torch
+from datasets import Dataset
+from sklearn.metrics import accuracy_score, f1_score
+from transformers import (
+    AutoModelForSequenceClassification,
+    EvalPrediction,
+    HfArgumentParser,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+import hf_rope  # noqa: F401  (registers hf_rope with the Auto classes)
+from loading import DataArguments, load_files, load_split, load_tokenizer, parse_overrides, require_fresh
+
+
+@dataclass
+class Arguments:
+    """The task's settings."""
+
+    model: str = field(metadata={"help": "The checkpoint to fine-tune: a folder or a Hub name."})
+    test_file: list[str] = field(default_factory=list, metadata={"help": "Evaluate on these too, after training."})
+    pair_column: str | None = field(default=None, metadata={"help": "The column of the pair's second sentence."})
+    label_column: str = field(default="label", metadata={"help": "The column of the class, a number or a word."})
+    max_length: int = field(default=128, metadata={"help": "Longer inputs are cut to so many tokens."})
+    config_overrides: str = field(
+        default="{}", metadata={"help": 'Keys of the configuration, a JSON object: {"classifier_pooling": "mean"}.'}
+    )
+    evaluate_metric: str | None = field(
+        default=None, metadata={"help": "A metric for evaluate.load, from the network."}
+    )
+
+
+def class_names(labels: list[Any]) -> list[Any]:
+    """The classes of the training labels, sorted."""
+    names = set(labels)
+    if not all(isinstance(name, int | str) for name in names):
+        raise SystemExit(f"Labels must be whole numbers or words; one is {next(n for n in names if n is None or n)!r}.")
+    if len(names) < 2:
+        raise SystemExit(f"All training labels are {labels[0]!r}; two classes or more are needed.")
+    return sorted(names, key=lambda name: (str(type(name)), name))
+
+
+def encode(
+    rows: Dataset, columns: list[str], names: list, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Dataset:
+    """Token ids and `labels`, the class's place in `names`; the last column is the label's."""
+    *texts, label = columns
+    if unknown := set(rows[label]) - set(names):
+        raise SystemExit(f"The label {sorted(unknown, key=str)[0]!r} occurs in the evaluation data only.")
+
+    def tokenize(batch: dict[str, list]) -> dict[str, list]:
+        encoded = tokenizer(*(batch[column] for column in texts), truncation=True, max_length=max_length)
+        return {**encoded, "labels": [names.index(value) for value in batch[label]]}
+
+    return rows.map(tokenize, batched=True, remove_columns=rows.column_names, desc="tokens")
+
+
+def accuracy_and_f1(prediction: EvalPrediction) -> dict[str, float]:
+    """Accuracy, and F1 of class 1 of two or the mean over more classes."""
+    predicted, labels = prediction.predictions.argmax(-1), prediction.label_ids
+    average = "binary" if prediction.predictions.shape[-1] == 2 else "macro"
+    return {"accuracy": accuracy_score(labels, predicted), "f1": f1_score(labels, predicted, average=average)}
+
+
+def load_metric(name: str) -> Callable[[EvalPrediction], dict[str, float]]:
+    """A metric of the `evaluate` library."""
+    try:
+        metric = evaluate.load(name)
+    except Exception as error:
+        raise SystemExit(f"evaluate.load({name!r}) failed, {error}; leave --evaluate_metric out.") from error
+    return lambda prediction: metric.compute(
+        predictions=prediction.predictions.argmax(-1), references=prediction.label_ids
+    )
+
+
+def finetune(
+    model: str,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: dict[str, Dataset],
+    columns: list[str],
+    training: TrainingArguments,
+    max_length: int = 128,
+    overrides: dict[str, Any] | None = None,
+    metric: Callable[[EvalPrediction], dict[str, float]] = accuracy_and_f1,
+) -> tuple[Trainer, dict[str, dict[str, float]]]:
+    """Trains on the "train" split, saves, and returns the trainer and the metrics of every other split.
+
+    `majority` is the accuracy of always answering the training data's most frequent class.
+    """
+    label = columns[-1]
+    names = class_names(splits["train"][label])
+    encoded = {split: encode(rows, columns, names, tokenizer, max_length) for split, rows in splits.items()}
+    labels = {"id2label": dict(enumerate(map(str, names))), "label2id": {str(n): i for i, n in enumerate(names)}}
+    set_seed(training.seed)
+    try:
+        classifier = AutoModelForSequenceClassification.from_pretrained(model, **labels, **(overrides or {}))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{model!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    trainer = Trainer(
+        model=classifier,
+        args=training,
+        train_dataset=encoded["train"],
+        eval_dataset=encoded["validation"],
+        processing_class=tokenizer,
+        compute_metrics=metric,
+    )
+    trainer.train()
+    majority = Counter(splits["train"][label]).most_common(1)[0][0]
+    results = {}
+    for split in splits.keys() - {"train"}:
+        metrics = trainer.evaluate(encoded[split], metric_key_prefix=split)
+        kept = {key.removeprefix(f"{split}_"): value for key, value in metrics.items() if key.startswith(split)}
+        speed = ("runtime", "samples_per_second", "steps_per_second")
+        results[split] = {key: value for key, value in kept.items() if key not in speed}
+        results[split]["majority"] = splits[split][label].count(majority) / len(splits[split])
+    trainer.save_model()
+    (Path(training.output_dir) / "results.json").write_text(json.dumps(results, indent=2))
+    return trainer, results
+
+
+def main() -> None:
+    parser = HfArgumentParser((DataArguments, Arguments, TrainingArguments))
+    parser.set_defaults(
+        output_dir="runs/classifier", learning_rate=1e-4, warmup_steps=0.1, per_device_train_batch_size=32
+    )
+    parser.set_defaults(eval_strategy="epoch", save_strategy="no", report_to="none")
+    parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available())
+    data, arguments, training = parser.parse_args_into_dataclasses()
+    require_fresh(training.output_dir)
+    metric = load_metric(arguments.evaluate_metric) if arguments.evaluate_metric else accuracy_and_f1
+    columns = [c for c in (data.text_column, arguments.pair_column, arguments.label_column) if c]
+    splits = {split: load_split(data, split, columns) for split in ("train", "validation")}
+    if arguments.test_file:
+        splits["test"] = load_files(arguments.test_file, columns)
+    overrides, tokenizer = parse_overrides(arguments.config_overrides), load_tokenizer(arguments.model)
+    _, results = finetune(
+        arguments.model, tokenizer, splits, columns, training, arguments.max_length, overrides, metric
+    )
+    for split, metrics in results.items():
+        print(f"{split}: " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Tiny models, and the cases that every property test runs over."""
+
+from typing import Any
+
+import torch
+
+from hf_rope import SCHEMES, HfRopeConfig, HfRopeModel
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "sinusoidal-factorised": {"embedding_size": 20},
+    "learned-factorised": {"embedding_size": 20},
+    "shaw-keys-only": {"position_options": {"relative_values": False, "max_distance": 3}},
+    "shaw-short": {"position_options": {"max_distance": 3}},
+    "t5-small": {"position_options": {"num_buckets": 8, "max_distance": 12}},
+    "tupe-tied": {"position_options": {"untie_cls": False}},
+    "tupe-relative": {"position_options": {"relative_bias": True, "num_buckets": 8, "max_distance": 12}},
+    "deberta-c2p": {"position_options": {"pos_att_type": ["c2p"], "position_buckets": 0, "max_relative_positions": 6}},
+    "deberta-p2c": {"position_options": {"pos_att_type": ["p2c"], "position_buckets": 8, "max_relative_positions": 16}},
+    "deberta-v1": {
+        "position_options": {
+            "share_att_key": False,
+            "norm_rel_ebd": False,
+            "position_buckets": 0,
+            "max_relative_positions": 7,
+        }
+    },
+    "deberta-buckets": {"position_options": {"position_buckets": 8, "max_relative_positions": 16}},
+    "alibi-6-heads": {"num_attention_heads": 6, "hidden_size": 36},
+    "rotary-halves": {"position_options": {"pairing": "halves"}},
+    "rotary-value": {"position_options": {"rotary_value": True}},
+    "rotary-halves-value": {"position_options": {"rotary_value": True, "pairing": "halves"}},
+    "rotary-partial": {"rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.5}},
+    "rotary-linear": {"rope_parameters": {"rope_type": "linear", "factor": 4.0}},
+    "rotary-dynamic": {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}, "max_position_embeddings": 8},
+    "rotary-yarn": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
+    "rotary-longrope": {
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "factor": 4.0,
+            "short_factor": [1.0, 1.5, 2.0, 2.5],
+            "long_factor": [2.0, 3.0, 4.0, 5.0],
+            "original_max_position_embeddings": 25,
+        }
+    },
+    "rotary-llama3": {
+        "rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    },
+}
+"""Settings of a scheme beside its defaults, by "scheme-what": more rows, never more test code."""
+
+CASES = [*SCHEMES, *VARIANTS]
+
+
+def tiny_config(case: str, **changes) -> HfRopeConfig:
+    """The configuration of a case: a scheme with its defaults, or one of VARIANTS."""
+    return HfRopeConfig(**{**SIZES, "position_embedding_type": case.split("-")[0], **VARIANTS.get(case, {}), **changes})
+
+
+def tiny_model(case: str, model_class=HfRopeModel, **changes):
+    """A model in eval mode whose weights, positional ones and norms included, are large enough to matter."""
+    torch.manual_seed(0)
+    model = model_class._from_config(tiny_config(case, **changes)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            center = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            parameter.copy_(center + 0.3 * torch.randn_like(parameter))
+    return model
+
+
+def token_ids(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Ids that are never the padding id."""
+    return torch.randint(1, SIZES["vocab_size"], shape, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,194 @@
+"""Every scheme's formula as plain loops over i and j, from the papers; nothing here is fast or shared with the package.
+
+Each scheme gives `score(p, layer, head, i, j, q, k, n)`: s_ij before the softmax, from one head's query and key
+vectors, where p is the module that holds the positional weights and n the sequence's length (largest position plus one). APE
+schemes give `embed(p, x, i)`; shaw gives `value`.
+"""
+
+import cmath
+import math
+
+import torch
+from torch.nn import functional as F
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+
+def content(q, k):
+    return q @ k / math.sqrt(len(q))
+
+
+def none_score(p, layer, head, i, j, q, k, n):
+    return content(q, k)
+
+
+def sinusoidal_embed(p, x, i):
+    out = x.clone()
+    width = len(x)
+    for t in range(width // 2):
+        out[2 * t] += math.sin(i / 10000 ** (2 * t / width))
+        out[2 * t + 1] += math.cos(i / 10000 ** (2 * t / width))
+    return out
+
+
+def learned_embed(p, x, i):
+    return x + p.embeddings.weight[i]
+
+
+def shaw_row(p, i, j):
+    k = p.options.max_distance
+    return max(-k, min(k, j - i)) + k
+
+
+def shaw_score(p, layer, head, i, j, q, k, n):
+    return q @ (k + p.relative_keys[layer, shaw_row(p, i, j)]) / math.sqrt(len(q))
+
+
+def shaw_value(p, layer, i, j, v):
+    return v + p.relative_values[layer, shaw_row(p, i, j)] if p.options.relative_values else v
+
+
+def relative_key_score(p, layer, head, i, j, q, k, n):
+    a = p.distance_embeddings[layer, i - j + p.config.max_position_embeddings - 1]
+    return (q @ k + q @ a) / math.sqrt(len(q))
+
+
+def relative_key_query_score(p, layer, head, i, j, q, k, n):
+    a = p.distance_embeddings[layer, i - j + p.config.max_position_embeddings - 1]
+    return (q @ k + q @ a + k @ a) / math.sqrt(len(q))
+
+
+def transformer_xl_score(p, layer, head, i, j, q, k, n):
+    width, d = p.config.hidden_size, len(q)
+    angles = [(i - j) / 10000 ** (2 * t / width) for t in range(width // 2)]
+    r = torch.tensor([math.sin(a) for a in angles] + [math.cos(a) for a in angles], dtype=q.dtype)
+    r = (p.projections[layer].weight @ r)[head * d : (head + 1) * d]
+    u, v = p.content_bias[layer, head], p.position_bias[layer, head]
+    return ((q + u) @ k + (q + v) @ r) / math.sqrt(d)
+
+
+def t5_bucket(distance, num_buckets, max_distance):
+    half, exact, n = num_buckets // 2, num_buckets // 4, abs(distance)
+    if n >= exact:
+        # The nudge keeps exact powers, such as 16 = 8 * 16^(1/4), on their side of the floor.
+        n = min(half - 1, exact + int(math.log(n / exact) / math.log(max_distance / exact) * (half - exact) + 1e-6))
+    return n + (half if distance > 0 else 0)
+
+
+def t5_score(p, layer, head, i, j, q, k, n):
+    row = t5_bucket(j - i, p.options.num_buckets, p.options.max_distance)
+    return content(q, k) + p.bias.weight[row, head]
+
+
+def tupe_score(p, layer, head, i, j, q, k, n):
+    d = len(q)
+
+    def projected(linear, row):
+        x = F.layer_norm(p.embeddings.weight[row], (p.config.hidden_size,), p.norm.weight, p.norm.bias, p.norm.eps)
+        return (linear.weight @ x)[head * d : (head + 1) * d]
+
+    rows = (i + 1, j + 1)
+    if p.options.untie_cls and i == 0:
+        rows = (0, 0)
+    elif p.options.untie_cls and j == 0:
+        rows = (1, 1)
+    score = (q @ k + projected(p.query, rows[0]) @ projected(p.key, rows[1])) / math.sqrt(2 * d)
+    if p.options.relative_bias:
+        score = score + p.bias.weight[t5_bucket(j - i, p.options.num_buckets, p.options.max_distance), head]
+    return score
+
+
+def deberta_row(p, i, j):
+    r, buckets = i - j, p.options.position_buckets
+    reach = buckets or p.options.max_relative_positions
+    middle = buckets // 2
+    if buckets and abs(r) > middle:
+        ratio = math.log(abs(r) / middle) / math.log((p.options.max_relative_positions - 1) / middle)
+        r = (middle + math.ceil((middle - 1) * ratio - 1e-6)) * (1 if r > 0 else -1)
+    return max(0, min(2 * reach - 1, r + reach))
+
+
+def deberta_score(p, layer, head, i, j, q, k, n):
+    d, row, weight, bias = len(q), p.embeddings.weight[deberta_row(p, i, j)], *p.reference_qkv[layer]
+    size = len(row)
+    if p.options.norm_rel_ebd:
+        row = F.layer_norm(row, (size,), p.norm.weight, p.norm.bias, p.norm.eps)
+    score = q @ k
+    if "c2p" in p.options.pos_att_type:
+        key = (weight[size : 2 * size], bias[size : 2 * size])
+        if not p.options.share_att_key:
+            key = (p.key_projections[layer].weight, p.key_projections[layer].bias)
+        score = score + q @ (key[0] @ row + key[1])[head * d : (head + 1) * d]
+    if "p2c" in p.options.pos_att_type:
+        query = (weight[:size], bias[:size])
+        if not p.options.share_att_key:
+            query = (p.query_projections[layer].weight, p.query_projections[layer].bias)
+        score = score + k @ (query[0] @ row + query[1])[head * d : (head + 1) * d]
+    return score / math.sqrt(d * (1 + len(p.options.pos_att_type)))
+
+
+def alibi_score(p, layer, head, i, j, q, k, n):
+    heads = p.config.num_attention_heads
+    below = 2 ** int(math.log2(heads))
+    power = (head + 1) / below if head < below else (2 * (head - below) + 1) / (2 * below)
+    slope = 2 ** (-8 * power)
+    return content(q, k) - slope * abs(i - j)
+
+
+def rotary_turn(p, x, i, n):
+    """(x_{2t} + i x_{2t+1}) e^{i m th_t}, on the pairs and the part of the head that the settings name."""
+    rope = p.config.rope_parameters
+    size = int(len(x) * rope.get("partial_rotary_factor", 1.0))
+    if rope["rope_type"] == "default":
+        frequencies, factor = [rope["rope_theta"] ** (-2 * t / size) for t in range(size // 2)], 1.0
+    else:
+        frequencies, factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](p.config, seq_len=n)
+    out = x.clone()
+    for t in range(size // 2):
+        first, second = (t, t + size // 2) if p.options.pairing == "halves" else (2 * t, 2 * t + 1)
+        turned = complex(x[first], x[second]) * cmath.exp(1j * i * float(frequencies[t])) * factor
+        out[first], out[second] = turned.real, turned.imag
+    return out
+
+
+def rotary_score(p, layer, head, i, j, q, k, n):
+    return content(rotary_turn(p, q, i, n), rotary_turn(p, k, j, n))
+
+
+SCORES = {name.removesuffix("_score"): f for name, f in list(globals().items()) if name.endswith("_score")}
+EMBEDS = {name.removesuffix("_embed"): f for name, f in list(globals().items()) if name.endswith("_embed")}
+
+
+@torch.no_grad()
+def encode(model, input_ids, position_ids):
+    """(B, L) ids and positions -> the last hidden states (B, L, D), each sequence and each pair on its own."""
+    return torch.stack([encode_one(model, ids, at.tolist()) for ids, at in zip(input_ids, position_ids, strict=True)])
+
+
+def encode_one(model, ids, at):
+    p, scheme, n = model.position, model.config.position_embedding_type, max(at) + 1
+    p.reference_qkv = [(layer.attention.qkv.weight, layer.attention.qkv.bias) for layer in model.layers]
+    embeddings, size = model.embeddings, model.config.hidden_size
+    x = embeddings.word_embeddings.weight[ids] + embeddings.token_type_embeddings.weight[0]
+    if scheme in EMBEDS:
+        x = torch.stack([EMBEDS[scheme](p, row, i) for row, i in zip(x, at, strict=True)])
+    x = embeddings.projection(embeddings.norm(x))
+    heads, d = model.config.num_attention_heads, size // model.config.num_attention_heads
+    for number, layer in enumerate(model.layers):
+        q, k, v = (layer.attention.qkv(x)[:, part * size : (part + 1) * size] for part in range(3))
+        out = torch.zeros_like(x)
+        for head in range(heads):
+            part = slice(head * d, (head + 1) * d)
+            score = SCORES.get(scheme, none_score)
+            for a, i in enumerate(at):
+                row = [score(p, number, head, i, j, q[a, part], k[b, part], n) for b, j in enumerate(at)]
+                weights = torch.stack(row).softmax(0)
+                for b, j in enumerate(at):
+                    value = v[b, part]
+                    if scheme == "shaw":
+                        value = shaw_value(p, number, i, j, value)
+                    if scheme == "rotary" and p.options.rotary_value:
+                        value = rotary_turn(p, value, j, n)
+                    out[a, part] += weights[b] * value
+        x = layer.attention_norm(x + layer.attention.output(out))
+        x = layer.output_norm(x + layer.output(F.gelu(layer.intermediate(x))))
+    return x

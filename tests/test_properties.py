@@ -1,0 +1,252 @@
+"""What every position scheme keeps, over the whole table and its variants."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from helpers import CASES, tiny_config, tiny_model, token_ids
+from hf_rope import SCHEMES, HfRopeForMaskedLM, HfRopeForSequenceClassification, HfRopeModel
+
+LENGTH = 20
+
+
+def implementations(case: str) -> tuple[str, ...]:
+    config = tiny_config(case)
+    return SCHEMES[config.position_embedding_type].attn_implementations(config)
+
+
+def with_attention(model: HfRopeModel, implementation: str) -> HfRopeModel:
+    model = copy.deepcopy(model)
+    model.set_attn_implementation(implementation)
+    return model
+
+
+def tolerance(case: str) -> float:
+    """1e-9 in float64; transformers computes the frequencies of scaled rotary schemes in float32."""
+    scaled = (tiny_config(case).rope_parameters or {}).get("rope_type", "default") != "default"
+    return 1e-5 if scaled else 1e-9
+
+
+def padded_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Four rows: full, padded on the right, on the left, and with a hole."""
+    mask = torch.ones(4, LENGTH, dtype=torch.long)
+    mask[1, 13:], mask[2, :6], mask[3, 8:11] = 0, 0, 0
+    return token_ids(4, LENGTH) * mask, mask
+
+
+def gradients_of(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor | None]:
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def assert_same_gradients(ours: dict, expected: dict, atol: float = 1e-9) -> None:
+    assert ours.keys() == expected.keys()
+    for name, gradient in expected.items():
+        same = torch.testing.assert_close
+        same(ours[name], gradient, rtol=1e-6, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "sdpa" in implementations(case)])
+def test_sdpa_equals_eager(case):
+    model = tiny_model(case).double()
+    ids, mask = padded_batch()
+    outputs, gradients = [], []
+    for implementation in ("eager", "sdpa"):
+        other = with_attention(model, implementation)
+        assert other.config._attn_implementation == implementation
+        # Recorded hidden states keep padding in the batch, so that masks and biases meet.
+        hidden = other(ids, mask, output_hidden_states=True).hidden_states[-1][mask.bool()]
+        outputs.append(hidden)
+        gradients.append(gradients_of(other, hidden.square().sum()))
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=tolerance(case))
+    assert_same_gradients(gradients[1], gradients[0], tolerance(case))
+
+
+@pytest.mark.parametrize("scheme", [case for case in SCHEMES if "flex_attention" in implementations(case)])
+def test_flex_equals_eager(scheme):
+    torch._dynamo.reset()
+    model, (ids, mask) = tiny_model(scheme), padded_batch()
+    with torch.no_grad():
+        expected = with_attention(model, "eager")(ids, mask).last_hidden_state
+        ours = with_attention(model, "flex_attention")(ids, mask).last_hidden_state
+    torch.testing.assert_close(ours[mask.bool()], expected[mask.bool()], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("case", CASES)
+def test_leaving_padding_out_changes_nothing(case, implementation):
+    if implementation not in implementations(case):
+        pytest.skip(f"{case} is computed by {implementations(case)}")
+    model = with_attention(tiny_model(case).double(), implementation)
+    ids, mask = padded_batch()
+    real = mask.bool()
+    compact = model(ids, mask).last_hidden_state
+    dense = model(ids, mask, output_hidden_states=True).last_hidden_state
+    assert not compact[~real].any()
+    assert dense[~real].any()
+    torch.testing.assert_close(compact[real], dense[real], rtol=0, atol=tolerance(case))
+    target = torch.randn_like(dense)[real]
+    ours, expected = (gradients_of(model, (x[real] * target).sum()) for x in (compact, dense))
+    assert_same_gradients(ours, expected, tolerance(case))
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_padding_on_either_side_changes_nothing(case, dense):
+    model, ids = tiny_model(case).double(), token_ids(1, 12)
+    with torch.no_grad():
+        expected = model(ids).last_hidden_state
+        for left, right in ((0, 5), (5, 0), (3, 4)):
+            padded = F.pad(ids, (left, right), value=7)
+            mask = F.pad(torch.ones_like(ids), (left, right))
+            out = model(padded, mask, output_hidden_states=dense).last_hidden_state
+            torch.testing.assert_close(out[:, left : left + 12], expected, rtol=0, atol=tolerance(case))
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_a_fully_padded_row_gives_no_nan(case, dense):
+    ids, mask = padded_batch()
+    mask[0] = 0
+    for rows in (slice(None), slice(0, 1)):
+        out = tiny_model(case)(ids[rows], mask[rows], output_hidden_states=dense).last_hidden_state
+        assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_packed_equals_separate(case, dense):
+    model = tiny_model(case).double()
+    lengths = (7, 1, 9, 7)
+    ids = token_ids(1, sum(lengths))
+    at = torch.cat([torch.arange(n) for n in lengths])[None]
+    separate = torch.cat([model(part).last_hidden_state for part in ids.split(lengths, dim=1)], dim=1)
+    packed = model(ids, position_ids=at, output_hidden_states=dense).last_hidden_state
+    torch.testing.assert_close(packed, separate, rtol=0, atol=tolerance(case))
+    target = torch.randn_like(packed)
+    ours, expected = (gradients_of(model, (x * target).sum()) for x in (packed, separate))
+    assert_same_gradients(ours, expected, tolerance(case))
+    bounds = torch.tensor([0, *lengths]).cumsum(0).int()
+    told = model(ids, cu_seq_lens_q=bounds, output_hidden_states=dense).last_hidden_state
+    torch.testing.assert_close(told, separate, rtol=0, atol=tolerance(case))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_four_dimensional_masks_boolean_or_additive_are_the_padding_mask(scheme, implementation):
+    if implementation not in implementations(scheme):
+        pytest.skip(f"{scheme} is computed by {implementations(scheme)}")
+    model = with_attention(tiny_model(scheme).double(), implementation)
+    ids, mask = padded_batch()
+    allowed = mask.bool()[:, None, None, :].expand(-1, 1, LENGTH, -1)
+    at = torch.arange(LENGTH)[None]
+    with torch.no_grad():
+        expected = model(ids, mask, position_ids=at).last_hidden_state[mask.bool()]
+        added = torch.zeros(allowed.shape, dtype=torch.double).masked_fill(~allowed, torch.finfo(torch.double).min)
+        for square in (allowed, added):
+            out = model(ids, square, position_ids=at).last_hidden_state[mask.bool()]
+            torch.testing.assert_close(out, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_padding_does_not_count_against_the_length_limit(scheme, dense):
+    model, ids = tiny_model(scheme).double(), token_ids(1, 80)
+    mask = torch.ones_like(ids)
+    mask[:, 50:] = 0
+    with torch.no_grad():
+        out = model(ids, mask, output_hidden_states=dense).last_hidden_state[:, :50]
+        torch.testing.assert_close(out, model(ids[:, :50]).last_hidden_state, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_packing_and_padding_meet_in_one_batch(case):
+    model, ids = tiny_model(case).double(), token_ids(2, 12)
+    mask = torch.ones_like(ids)
+    mask[0, 9:] = 0
+    at = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4, 0, 0, 0], [*range(5), *range(7)]])
+    with torch.no_grad():
+        out = model(ids, mask, position_ids=at).last_hidden_state
+        for row, start, end in ((0, 0, 4), (0, 4, 9), (1, 0, 5), (1, 5, 12)):
+            alone = model(ids[row : row + 1, start:end]).last_hidden_state[0]
+            torch.testing.assert_close(out[row, start:end], alone, rtol=0, atol=tolerance(case))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_shift_invariance_is_as_declared(case):
+    model, ids = tiny_model(case).double(), token_ids(2, LENGTH)
+    at = torch.arange(LENGTH)[None]
+    with torch.no_grad():
+        still, moved = (model(ids, position_ids=x).last_hidden_state for x in (at, at + 37))
+    assert torch.allclose(still, moved, rtol=0, atol=tolerance(case)) == model.position.shift_invariant
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tokens_permuted_with_their_positions_permute_the_output(case):
+    model, ids = tiny_model(case).double(), token_ids(2, LENGTH)
+    order = torch.randperm(LENGTH, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(ids).last_hidden_state[:, order]
+        permuted = model(ids[:, order], position_ids=order[None]).last_hidden_state
+    torch.testing.assert_close(permuted, expected, rtol=0, atol=tolerance(case))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_order_matters_where_there_are_positions(case):
+    model, ids = tiny_model(case).double(), token_ids(1, LENGTH)
+    swapped = ids.clone()
+    swapped[0, [3, 9]] = ids[0, [9, 3]]
+    with torch.no_grad():
+        first = [model(x).last_hidden_state[0, 0] for x in (ids, swapped)]
+    assert torch.allclose(*first, rtol=0, atol=tolerance(case)) == (model.position.kind == "none")
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_reach_every_parameter_and_survive_checkpointing(case, reentrant):
+    model = tiny_model(case, HfRopeForMaskedLM).double().train()
+    ids, mask = padded_batch()
+    labels = ids.where(token_ids(4, LENGTH, seed=1) > 60, torch.tensor(-100))
+    expected = gradients_of(model, model(ids, mask, labels=labels).loss)
+    assert [name for name, gradient in expected.items() if gradient is None] == []
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    assert_same_gradients(gradients_of(model, model(ids, mask, labels=labels).loss), expected)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_classifiers_leave_no_parameter_unused(scheme, pooling):
+    model = tiny_model(scheme, HfRopeForSequenceClassification, classifier_pooling=pooling)
+    loss = model(token_ids(3, 9), labels=torch.tensor([0, 1, 0])).loss
+    assert [name for name, gradient in gradients_of(model, loss).items() if gradient is None] == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", CASES)
+def test_half_precision_stays_close_up_to_position_8191(case, dtype):
+    model = tiny_model(case, max_position_embeddings=8192)
+    half = copy.deepcopy(model).to(dtype)
+    model = copy.deepcopy(half).float()
+    ids = token_ids(2, LENGTH)
+    errors = {}
+    for name, at in (("near", torch.arange(LENGTH)), ("far", torch.linspace(0, 8191, LENGTH).long())):
+        with torch.no_grad():
+            exact, rounded = (m(ids, position_ids=at[None]).last_hidden_state.float() for m in (model, half))
+        errors[name] = float((exact - rounded).norm() / exact.norm())
+    assert errors["far"] < (0.05 if dtype == torch.bfloat16 else 0.01), errors
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_compiles_to_one_graph(scheme):
+    torch._dynamo.reset()
+    model, (ids, mask) = tiny_model(scheme).double(), padded_batch()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
+    with torch.no_grad():
+        for length in (LENGTH, LENGTH - 3):
+            inputs = (ids[:, :length], mask[:, :length])
+            real = inputs[1].bool()
+            ours, expected = (m(*inputs).last_hidden_state[real] for m in (compiled, model))
+            torch.testing.assert_close(ours, expected, rtol=0, atol=1e-9)
