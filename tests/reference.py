@@ -1,8 +1,8 @@
 """Every scheme's formula as plain loops over i and j, from the papers; nothing here is fast or shared with the package.
 
 Each scheme gives `score(p, layer, head, i, j, q, k, n)`: s_ij before the softmax, from one head's query and key
-vectors, where p is the module that holds the positional weights and n the sequence's length (largest position plus one). APE
-schemes give `embed(p, x, i)`; shaw gives `value`.
+vectors, where p is the module that holds the positional weights and n the sequence's length (largest position plus
+one). APE schemes give `embed(p, x, i)`; shaw gives `value`.
 """
 
 import cmath

@@ -101,7 +101,7 @@ def attend(attn, qkv: torch.Tensor, group: Group, position: PositionScheme, plan
     """One layer's self-attention over a group: (B, L, 3 * H * E) -> (B, L, H * E) and the probabilities, or None."""
     query, key, value = qkv.unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind()
     implementation = attn.config._attn_implementation
-    extra = {}
+    extra: dict[str, Any] = {}
     term = position.score_term(query, key, plan, attn)
     if term is not None:
         extra["position_bias"] = term.expand(len(query), attn.num_heads, -1, -1)

@@ -62,9 +62,10 @@ def plain_errors(cls):
         try:
             run_checks(self)
         except StrictDataclassClassValidationError as error:
-            raise error.__cause__ from None
+            raise error.__cause__ or error from None
 
-    validate.__is_defined_by_strict_decorator__ = True  # or a subclass could not be @strict
+    # A subclass could not be @strict without the mark.
+    validate.__is_defined_by_strict_decorator__ = True  # type: ignore[attr-defined]
     cls.validate = validate
     return cls
 
@@ -233,7 +234,8 @@ class HfRopeConfig(PreTrainedConfig):
         own |= {*ROPE_KEYS, "chunk_size_feed_forward"}
         changes = {key: kwargs.pop(key) for key in [*kwargs] if key in own}
         old, new = (
-            OLD_NAMES.get(name, name) for name in (d.get("position_embedding_type") for d in (config_dict, changes))
+            OLD_NAMES.get(name or "", name)
+            for name in (d.get("position_embedding_type") for d in (config_dict, changes))
         )
         if new not in (None, old):
             settings = ("position_options", "rope_parameters", *ROPE_KEYS)

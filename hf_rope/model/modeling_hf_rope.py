@@ -194,13 +194,14 @@ class HfRopePreTrainedModel(PreTrainedModel):
             hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
             trained = cls.config_class.get_config_dict(source, **hub)[0].get("position_embedding_type")
             asked = getattr(kwargs.get("config"), "position_embedding_type", kwargs.get("position_embedding_type"))
-            trained, asked = (OLD_NAMES.get(name, name) for name in (trained, asked))
+            trained, asked = (OLD_NAMES.get(name or "", name) for name in (trained, asked))
             if trained not in (None, asked) and asked in SCHEMES:
                 raise ValueError(
                     f"The weights in {source} were trained with position_embedding_type={trained!r} and cannot be used "
                     f"with {asked!r}: {remedy}."
                 )
-        model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         complaints = [
             f"{verb} {', '.join(keys)}"
             for verb, name in (("lacks", "missing_keys"), ("also has", "unexpected_keys"))

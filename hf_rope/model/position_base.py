@@ -4,6 +4,7 @@ Shapes: B batch, H heads, Q and K query and key lengths, E head size, D hidden s
 int64 of shape (B, L), or (1, L) where every sequence of the batch has the same positions.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -139,7 +140,7 @@ def distance_index(query_positions: torch.Tensor, key_positions: torch.Tensor) -
     return reach, (distances(query_positions, key_positions).clamp(-reach, reach) + reach,)
 
 
-def take_distances(scores: torch.Tensor, index: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def take_distances(scores: torch.Tensor, index: Sequence[torch.Tensor]) -> torch.Tensor:
     """(B,H,Q,2s+1), a column a distance j - i from -s to s -> (B,H,Q,K), with what `distance_index` gave."""
     if index:
         return take_columns(scores, index[0])
@@ -156,7 +157,7 @@ def take_columns(scores: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return scores.gather(-1, index[:, None].expand(*scores.shape[:3], index.shape[-1]))
 
 
-def spread_distances(values: torch.Tensor, index: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def spread_distances(values: torch.Tensor, index: Sequence[torch.Tensor]) -> torch.Tensor:
     """(H, 2s+1), a number a head and distance -> (B or 1, H, Q, K), with what `distance_index` gave."""
     if index:
         return values[:, index[0]].transpose(0, 1)

@@ -46,6 +46,7 @@ class RelativeKeyQueryPosition(RelativeKeyPosition):
     def score_term(self, query, key, plan, attn):
         table, *index = plan
         # Seen from a key, the distance to each query has the other sign: the table runs backwards.
-        backwards = [2 * (table.shape[1] // 2) - index[0].transpose(1, 2)] if index else []
+        last = table.shape[1] - 1
+        backwards = tuple(last - columns.transpose(1, 2) for columns in index)
         by_key = (key * self.scaling()) @ table[attn.layer_idx].flip(0).T
         return super().score_term(query, key, plan, attn) + take_distances(by_key, backwards).transpose(-1, -2)
