@@ -27,7 +27,7 @@ import matplotlib.pyplot as plt
 import torch
 from datasets import Dataset
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from transformers import HfArgumentParser, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from finetune_classification import finetune
@@ -39,9 +39,9 @@ HERE = Path(__file__).parent
 SCHEMES = ("rotary", "learned", "shaw")
 WRITTEN = {"tokenizer", "pretrained", "sentiment", "results.json", "loss_curves.png", "reference.json"}
 MASKED = (
-    "he put his hand on my [MASK] and said nothing.",
-    "the sun went down, and it was a dark [MASK].",
-    "the film is funny, and the cast is [MASK].",
+    "he stood at the end [MASK] the road.",
+    "he put his hand on [MASK] shoulder and said nothing.",
+    "the cast is good, but the [MASK] is dull.",
 )
 
 
@@ -56,7 +56,7 @@ class Arguments:
     num_attention_heads: int = 4
     block_size: int = 64
     batch_size: int = 16
-    pretrain_steps: int = 1200
+    pretrain_steps: int = 1000
     pretrain_learning_rate: float = 1e-3
     finetune_epochs: float = 3
     finetune_learning_rate: float = 3e-4
@@ -187,15 +187,17 @@ def check_without_package(model: torch.nn.Module, tokenizer: PreTrainedTokenizer
 def plot_losses(arguments: Arguments, results: dict[str, Any], folder: Path) -> None:
     """One validation curve a scheme, with its training loss behind it and the unigram model as a line."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    unigram = top = results["unigram_loss"]
     for scheme, numbers in results["pretraining"].items():
         history = json.loads((folder / "pretrained" / scheme / "log_history.json").read_text())
-        points = {(row["step"], row["eval_loss"]) for row in history if "eval_loss" in row}
+        points = sorted({(row["step"], row["eval_loss"]) for row in history if "eval_loss" in row})
+        top = max(top, points[0][1])
         label = f"{scheme}, ends at {numbers['validation_loss']:.2f}"
-        (line,) = axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=label)
+        (line,) = axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label)
         points = [(row["step"], row["loss"]) for row in history if "loss" in row]
         axes.plot(*zip(*points, strict=True), color=line.get_color(), alpha=0.3, linewidth=1)
+    axes.set_ylim(top=top + 0.1)  # the training loss starts far above
     axes.plot([], [], color="gray", alpha=0.4, linewidth=1, label="thin: training loss (with dropout)")
-    unigram = results["unigram_loss"]
     axes.axhline(unigram, color="gray", linestyle="--", label=f"word frequencies alone, {unigram:.2f}")
     tokens = arguments.batch_size * arguments.block_size
     axes.set(
@@ -211,8 +213,8 @@ def plot_losses(arguments: Arguments, results: dict[str, Any], folder: Path) -> 
 
 def report(results: dict[str, Any], console: Console) -> None:
     """Prints the tables."""
-    table = Table("scheme", title="Masked-LM pre-training, validated on a book not trained on")
-    for column in ("parameters", "validation loss", "perplexity", "training tokens/s"):
+    table = Table(Column("scheme", no_wrap=True), title="Masked-LM pre-training, validated on a book not trained on")
+    for column in ("parameters", "validation loss", "perplexity", "tokens/s"):
         table.add_column(column, justify="right")
     for scheme, row in results["pretraining"].items():
         speed = f"{row['tokens_per_second']:,.0f}"
@@ -230,7 +232,8 @@ def report(results: dict[str, Any], console: Console) -> None:
     console.print(table)
     check = results["without_package"]
     console.print(
-        f"Loaded in a fresh process without hf_rope: greatest difference of the logits {check['difference']:.1e}."
+        f"Loaded in a fresh process without hf_rope: greatest difference of the logits {check['difference']:.1e}.",
+        soft_wrap=True,
     )
     for text, words in check["filled"].items():
         console.print(f"  {text} -> {', '.join(words)}", markup=False)

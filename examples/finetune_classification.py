@@ -126,7 +126,7 @@ def finetune(
     trainer.train()
     majority = Counter(splits["train"][label]).most_common(1)[0][0]
     results = {}
-    for split in splits.keys() - {"train"}:
+    for split in [split for split in splits if split != "train"]:
         metrics = trainer.evaluate(encoded[split], metric_key_prefix=split)
         kept = {key.removeprefix(f"{split}_"): value for key, value in metrics.items() if key.startswith(split)}
         speed = ("runtime", "samples_per_second", "steps_per_second")

@@ -100,11 +100,14 @@ def eager_attention(
 def attend(attn, qkv: torch.Tensor, group: Group, position: PositionScheme, plan) -> tuple:
     """One layer's self-attention over a group: (B, L, 3 * H * E) -> (B, L, H * E) and the probabilities, or None."""
     query, key, value = qkv.unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind()
-    implementation = attn.config._attn_implementation
+    implementation, mask = attn.config._attn_implementation, group.mask
     extra: dict[str, Any] = {}
     term = position.score_term(query, key, plan, attn)
     if term is not None:
-        extra["position_bias"] = term.expand(len(query), attn.num_heads, -1, -1)
+        if implementation == "sdpa" and mask is None:
+            mask = term.to(query.dtype)  # an additive mask as it is; transformers would first copy a position_bias
+        else:
+            extra["position_bias"] = term.expand(len(query), attn.num_heads, -1, -1)
     if type(position).value_term is not PositionScheme.value_term and implementation == "eager":
         extra["value_term"] = lambda probabilities: position.value_term(probabilities, plan, attn)
     query, key, value = position.rotate(query, key, value, plan, attn)
@@ -114,7 +117,7 @@ def attend(attn, qkv: torch.Tensor, group: Group, position: PositionScheme, plan
         query,
         key,
         value,
-        group.mask,
+        mask,
         dropout=attn.dropout if attn.training else 0.0,
         scaling=position.scaling(),
         is_causal=False,
