@@ -21,11 +21,11 @@ class Ratio:
 
 
 def compare(ours: Callable[[], object], others: dict[str, Callable[[], object]], rounds: int) -> dict[str, Ratio]:
-    """Runs all in turn, the order reversed every other round, after one round that is not counted."""
+    """Runs all in turn, so that each finds the caches as another left them, after one round that is not counted."""
     runs = {"ours": ours, **others}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
-        for name in runs if number % 2 else reversed(runs):
+        for name in runs:
             start = time.perf_counter()
             runs[name]()
             if number:

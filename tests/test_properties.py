@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from helpers import CASES, tiny_config, tiny_model, token_ids
 from hf_rope import SCHEMES, HfRopeForMaskedLM, HfRopeForSequenceClassification, HfRopeModel
+from hf_rope.model import attention, position_base
 
 LENGTH = 20
 
@@ -132,6 +133,21 @@ def test_packed_equals_separate(case, dense):
     bounds = torch.tensor([0, *lengths]).cumsum(0).int()
     told = model(ids, cu_seq_lens_q=bounds, output_hidden_states=dense).last_hidden_state
     torch.testing.assert_close(told, separate, rtol=0, atol=tolerance(case))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_computing_few_sequences_and_few_rows_at_once_changes_nothing(case, monkeypatch):
+    model, ids = tiny_model(case).double(), token_ids(5, LENGTH)
+    target = torch.randn(5, LENGTH, 1)
+    outputs, gradients = [], []
+    for scores, rows in ((2**22, 64), (1, 7), (1, 1)):
+        monkeypatch.setattr(attention, "SCORES_AT_ONCE", scores)
+        monkeypatch.setattr(position_base, "ROWS_AT_ONCE", rows)
+        outputs.append(model(ids).last_hidden_state)
+        gradients.append(gradients_of(model, (outputs[-1] * target).sum()))
+    for few in (1, 2):
+        torch.testing.assert_close(outputs[few], outputs[0], rtol=0, atol=tolerance(case))
+        assert_same_gradients(gradients[few], gradients[0], tolerance(case))
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])

@@ -11,7 +11,14 @@ from safetensors.torch import load_file
 from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from helpers import tiny_config, tiny_model, token_ids
-from hf_rope import SCHEMES, HfRopeConfig, HfRopeForMaskedLM, HfRopeModel
+from hf_rope import (
+    SCHEMES,
+    HfRopeConfig,
+    HfRopeForMaskedLM,
+    HfRopeForMultipleChoice,
+    HfRopeForTokenClassification,
+    HfRopeModel,
+)
 
 ROPE_TYPES = "default, dynamic, linear, llama3, longrope, yarn"
 ALL = ", ".join(SCHEMES)
@@ -308,6 +315,49 @@ def test_configuration_changed_at_load(scheme, settings, sentence, folders):
 def test_input(arguments, exception, sentence):
     for scheme in ("none", "rotary", "learned"):
         assert_one_sentence(refusal(lambda scheme=scheme: tiny_model(scheme)(**arguments), exception, sentence))
+
+
+BOUNDS = torch.tensor([0, 3, 7])
+HEAD_INPUTS = {
+    "labels of another shape": (
+        HfRopeForMaskedLM,
+        {"input_ids": IDS, "labels": IDS[:, 1:]},
+        r"labels has shape \(2, 6\)",
+    ),
+    "labels a row": (
+        HfRopeForTokenClassification,
+        {"input_ids": IDS, "labels": IDS[:, 0]},
+        r"labels has shape \(2,\); ",
+    ),
+    "choices left out": (
+        HfRopeForMultipleChoice,
+        {"input_ids": IDS},
+        r"has shape \(2, 7\); .* \(batch, choices, length",
+    ),
+    "no choices": (HfRopeForMultipleChoice, {}, r"one of them, and got neither"),
+    "bounds of two rows": (
+        HfRopeModel,
+        {"input_ids": IDS, "cu_seq_lens_q": BOUNDS},
+        r"of one row, and the batch has 2",
+    ),
+    "bounds too short": (
+        HfRopeModel,
+        {"input_ids": IDS[:1], "cu_seq_lens_q": BOUNDS[:2]},
+        r"is \[0, 3\]; .* length, 7",
+    ),
+    "bounds that fall": (
+        HfRopeModel,
+        {"input_ids": IDS[:1], "cu_seq_lens_q": BOUNDS[[0, 1, 1, 2]]},
+        r"must rise from 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("model_class", "arguments", "sentence"), HEAD_INPUTS.values(), ids=HEAD_INPUTS)
+def test_head_input(model_class, arguments, sentence, training):
+    model = tiny_model("rotary", model_class).train(training)
+    assert_one_sentence(refusal(lambda: model(**arguments), ValueError, sentence))
 
 
 @pytest.mark.parametrize("shape", [(2, 7), (2, 1, 7, 7), (2, 4, 7, 7), (1, 1, 7, 7), (2, 1, 1, 7)], ids=str)

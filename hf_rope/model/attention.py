@@ -10,18 +10,26 @@ import torch
 from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.import_utils import is_tracing
 
 from .position_base import PositionScheme
+
+SCORES_AT_ONCE = 2**22
+"""Scores that are computed at once where each sequence has a term of its own: 16 MB in float32."""
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Sequences of one length that lie side by side: `count` of `length` tokens, at (1 or count, length) positions."""
+    """Sequences of one length that lie side by side: `count` of `length` tokens, at (1 or count, length) positions.
+
+    `can_split` says that some can be computed without the others: at the same positions, no mask, nothing recorded.
+    """
 
     count: int
     length: int
     position_ids: torch.Tensor
     mask: Any = None
+    can_split: bool = False
 
 
 class Layout:
@@ -98,8 +106,23 @@ def eager_attention(
 
 
 def attend(attn, qkv: torch.Tensor, group: Group, position: PositionScheme, plan) -> tuple:
-    """One layer's self-attention over a group: (B, L, 3 * H * E) -> (B, L, H * E) and the probabilities, or None."""
-    query, key, value = qkv.unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind()
+    """One layer's self-attention over a group: (B, L, 3 * H * E) -> (B, L, H * E) and the probabilities, or None.
+
+    Where every sequence has a score term of its own, a few sequences are computed at once: their terms stay in cache.
+    """
+    states = qkv.unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
+    at_once = group.count
+    if type(position).score_term is not PositionScheme.score_term and group.can_split:
+        at_once = max(1, SCORES_AT_ONCE // (attn.num_heads * group.length**2))
+    if at_once >= group.count:
+        return attend_at_once(attn, states, group, position, plan)
+    parts = [attend_at_once(attn, part, group, position, plan)[0] for part in states.split(at_once, dim=1)]
+    return torch.cat(parts), None
+
+
+def attend_at_once(attn, states: torch.Tensor, group: Group, position: PositionScheme, plan) -> tuple:
+    """Attention of (3, B, H, L, E), query, key and value, -> (B, L, H * E) and the probabilities, or None."""
+    query, key, value = states.unbind()
     implementation, mask = attn.config._attn_implementation, group.mask
     extra: dict[str, Any] = {}
     term = position.score_term(query, key, plan, attn)
@@ -126,7 +149,7 @@ def attend(attn, qkv: torch.Tensor, group: Group, position: PositionScheme, plan
     return out.flatten(-2), probabilities
 
 
-def dense_layout(position, config, x, attention_mask, position_ids, segments) -> Layout:
+def dense_layout(position, config, x, attention_mask, position_ids, segments, recorded: bool) -> Layout:
     """All tokens as they came, (B, L, D), with a mask over padding and between packed sequences.
 
     Raises:
@@ -146,7 +169,8 @@ def dense_layout(position, config, x, attention_mask, position_ids, segments) ->
         )
     if config._attn_implementation == "eager" and mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, torch.finfo(x.dtype).min)
-    return Layout(position, [Group(x.shape[0], x.shape[1], position_ids, mask)])
+    can_split = mask is None and len(position_ids) == 1 and not (recorded or is_tracing(x))
+    return Layout(position, [Group(x.shape[0], x.shape[1], position_ids, mask, can_split)])
 
 
 def compact_layout(position, keep, position_ids, segments) -> Layout:
@@ -167,6 +191,7 @@ def compact_layout(position, keep, position_ids, segments) -> Layout:
     groups, start = [], 0
     for size, count in zip(*(x.tolist() for x in lengths.unique(return_counts=True)), strict=True):
         part = positions[start : start + size * count].unflatten(0, (count, size))
-        groups.append(Group(count, size, part[:1] if bool((part == part[0]).all()) else part))
+        same = bool((part == part[0]).all())
+        groups.append(Group(count, size, part[:1] if same else part, can_split=same))
         start += size * count
     return Layout(position, groups, tokens)

@@ -43,6 +43,32 @@ def check_inputs(config, input_ids, attention_mask, token_type_ids, position_ids
     return batch, length
 
 
+def check_bounds(bounds: torch.Tensor, batch: int, length: int) -> None:
+    """Refuses `cu_seq_lens_q` that are not the rising bounds 0 to length of the sequences in a batch of one row."""
+    if batch != 1:
+        raise ValueError(f"cu_seq_lens_q tells the sequences of one row, and the batch has {batch}: use position_ids.")
+    if not is_tracing(bounds) and (
+        bounds.ndim != 1 or int(bounds[0]) != 0 or int(bounds[-1]) != length or bool((bounds.diff() <= 0).any())
+    ):
+        raise ValueError(f"cu_seq_lens_q is {bounds.tolist()}; it must rise from 0 to the row's length, {length}.")
+
+
+def check_choices(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> int:
+    """Returns the number of choices; refuses ids that are not (batch, choices, length)."""
+    for name, x, ndim in (("input_ids", input_ids, 3), ("inputs_embeds", inputs_embeds, 4)):
+        if x is not None and x.ndim != ndim:
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}; for multiple choice it is (batch, choices, length, ...)."
+            )
+    return next((x.shape[1] for x in (input_ids, inputs_embeds) if x is not None), 1)
+
+
+def check_labels(labels: torch.Tensor | None, hidden_states: torch.Tensor) -> None:
+    """Refuses labels that are not one a token."""
+    if labels is not None and labels.shape != hidden_states.shape[:2]:
+        raise ValueError(f"labels has shape {tuple(labels.shape)}; the input's is {tuple(hidden_states.shape[:2])}.")
+
+
 def check_mask(mask: torch.Tensor, batch: int, length: int) -> None:
     """Refuses anything but (B, L) and what broadcasts to (B, H, L, L)."""
     fits = mask.ndim == 4 and all(x in (1, y) for x, y in zip(mask.shape[::2], (batch, length), strict=True))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2FN, GELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
@@ -27,7 +27,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import Layout, attend, compact_layout, dense_layout
 from .configuration_hf_rope import OLD_NAMES, HfRopeConfig
-from .inputs import check_inputs
+from .inputs import check_bounds, check_choices, check_inputs, check_labels
 from .position_base import PositionScheme, find_packed_sequences
 from .positions import SCHEMES
 
@@ -108,7 +108,13 @@ class HfRopeLayer(GradientCheckpointingLayer):
         return apply_chunking_to_forward(self.feed_forward, self.chunk_size_feed_forward, 1, x)
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.output_norm(x + self.dropout(self.output(self.activation(self.intermediate(x)))))
+        return self.output_norm(x + self.dropout(self.output(self.activate(self.intermediate(x)))))
+
+    def activate(self, x: torch.Tensor) -> torch.Tensor:
+        """The activation; without gradients GELU writes over its input, which saves the largest tensor of the layer."""
+        if isinstance(self.activation, GELUActivation) and not (torch.is_grad_enabled() or is_tracing(x)):
+            return torch.ops.aten.gelu_(x)
+        return self.activation(x)
 
 
 class HfRopePooler(nn.Module):
@@ -272,6 +278,7 @@ class HfRopeModel(HfRopePreTrainedModel):
         keep = attention_mask.bool() if attention_mask is not None and attention_mask.ndim == 2 else None
         segments = None
         if (bounds := kwargs.get("cu_seq_lens_q")) is not None:
+            check_bounds(bounds, batch, length)
             places = torch.arange(length, device=source.device)
             segments = torch.bucketize(places, bounds[1:].to(places), right=True)[None]
             if position_ids is None:
@@ -281,7 +288,8 @@ class HfRopeModel(HfRopePreTrainedModel):
         if position_ids is None:
             position_ids = self.default_positions(length, keep, source.device)
 
-        if self.is_compact(attention_mask, keep, segments, source, kwargs):
+        recorded = self.is_recorded(kwargs)
+        if self.is_compact(attention_mask, keep, segments, source, recorded):
             keep = keep if keep is not None else torch.ones(batch, length, dtype=torch.bool, device=source.device)
             layout = compact_layout(self.position, keep, position_ids, segments)
             input_ids, token_type_ids, inputs_embeds = (
@@ -293,7 +301,7 @@ class HfRopeModel(HfRopePreTrainedModel):
             if self.position.max_length is not None and segments is None and is_tracing(source):
                 self.position.require_length(length, self.position.max_length)
             x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, self.position)
-            layout = dense_layout(self.position, self.config, x, attention_mask, position_ids, segments)
+            layout = dense_layout(self.position, self.config, x, attention_mask, position_ids, segments, recorded)
 
         plan = layout.plan(x.dtype)
         for layer in self.layers:
@@ -312,18 +320,18 @@ class HfRopeModel(HfRopePreTrainedModel):
         first = keep.to(torch.int8).argmax(-1, keepdim=True)
         return torch.where(keep, position_ids - first, 0)
 
-    def is_compact(self, attention_mask, keep, segments, source, kwargs) -> bool:
+    def is_recorded(self, kwargs: dict[str, Any]) -> bool:
+        """Whether the caller or the configuration asks for every layer's hidden states or attentions."""
+        keys = ("output_hidden_states", "output_attentions")
+        return any(kwargs.get(key, getattr(self.config, key, False)) for key in keys)
+
+    def is_compact(self, attention_mask, keep, segments, source, recorded: bool) -> bool:
         """Whether the batch is computed on its real tokens only."""
-        recorded = any(
-            kwargs.get(key, getattr(self.config, key, False)) for key in ("output_hidden_states", "output_attentions")
-        )
         if recorded or is_tracing(source) or self.config._attn_implementation == "flex_attention":
             return False
-        if attention_mask is not None and keep is None:
-            return False
-        return (
-            segments is not None if keep is None else bool(keep.any()) and not (segments is None and bool(keep.all()))
-        )
+        if keep is None:
+            return attention_mask is None and segments is not None
+        return bool(keep.any()) and (segments is not None or not bool(keep.all()))
 
 
 class HfRopeLMHead(nn.Module):
@@ -375,6 +383,7 @@ class HfRopeForMaskedLM(HfRopePreTrainedModel):
         """`labels`: (B, L) int64, -100 where no loss is taken; the other arguments as `HfRopeModel`."""
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         x, loss, logits = outputs.last_hidden_state, None, None
+        check_labels(labels, x)
         if labels is not None and self.training and not is_tracing(x):
             labelled = labels != -100
             loss = self.loss_function(self.lm_head(x[labelled]), labels[labelled], self.config.vocab_size, **kwargs)
@@ -393,6 +402,8 @@ def classifier_dropout(config) -> nn.Dropout:
 
 class HfRopeForSequenceClassification(HfRopePreTrainedModel):
     """The encoder with a classifier on the pooled sequence: single label, multi label or regression."""
+
+    accepts_loss_kwargs = False  # two of its three losses are means, so Trainer has to divide by the accumulated steps
 
     def __init__(self, config):
         super().__init__(config)
@@ -459,6 +470,7 @@ class HfRopeForTokenClassification(HfRopePreTrainedModel):
     ) -> TokenClassifierOutput:
         """`labels`: (B, L) int64 classes, -100 where no loss is taken."""
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        check_labels(labels, outputs.last_hidden_state)
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None if labels is None else self.loss_function(logits, labels, self.config, **kwargs)
         return TokenClassifierOutput(
@@ -505,6 +517,8 @@ class HfRopeForQuestionAnswering(HfRopePreTrainedModel):
 class HfRopeForMultipleChoice(HfRopePreTrainedModel):
     """The encoder with one score a choice, from inputs of shape (B, choices, L)."""
 
+    accepts_loss_kwargs = False  # its loss is a mean, so Trainer has to divide by the accumulated steps
+
     def __init__(self, config):
         super().__init__(config)
         self.model = HfRopeModel(config)
@@ -525,7 +539,7 @@ class HfRopeForMultipleChoice(HfRopePreTrainedModel):
     ) -> MultipleChoiceModelOutput:
         """`labels`: (B,) int64, the right choice."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        choices = next(x.shape[1] for x in (input_ids, inputs_embeds) if x is not None)
+        choices = check_choices(input_ids, inputs_embeds)
         outputs = self.model(*(None if x is None else x.flatten(0, 1) for x in inputs), **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, choices)
         return MultipleChoiceModelOutput(

@@ -6,7 +6,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 
-from .position_base import PositionScheme, distances, take_columns
+from .position_base import PositionScheme, distance_index, distance_scores
 
 
 class DebertaPosition(PositionScheme):
@@ -69,24 +69,27 @@ class DebertaPosition(PositionScheme):
         return (self.head_dim * (1 + len(self.options.pos_att_type))) ** -0.5
 
     def plan(self, query_positions, key_positions, dtype):
-        """The normed rows that occur, (R, D), and each pair's row among them, (B or 1, Q, K)."""
-        behind = -distances(query_positions, key_positions)
+        """The normed table, (2k, D), its row for each distance j - i, (2s+1,), and the index of the pairs."""
+        reach, index = distance_index(query_positions, key_positions)
+        behind = torch.arange(reach, -reach - 1, -1, device=query_positions.device)
         if self.options.position_buckets:
             behind = log_bucket(behind, self.options.position_buckets, self.options.max_relative_positions)
         rows = (behind + self.reach).clamp(0, 2 * self.reach - 1)
-        return self.dropout(self.norm(self.embeddings.weight)), rows
+        return self.dropout(self.norm(self.embeddings.weight)), rows, *index
 
     def score_term(self, query, key, plan, attn):
-        table, rows = plan
+        table, rows, *index = plan
         terms = []
         if "c2p" in self.options.pos_att_type:
             project = attn.project_key if self.options.share_att_key else self.key_projections[attn.layer_idx]
-            terms.append(take_columns(query @ self.by_head(project(table)), rows))
+            terms.append(distance_scores(query, self.by_head(project(table))[..., rows], index))
         if "p2c" in self.options.pos_att_type:
             project = attn.project_query if self.options.share_att_key else self.query_projections[attn.layer_idx]
-            by_key = take_columns(key @ self.by_head(project(table)), rows.transpose(1, 2))
+            # Seen from a key, the distance to each query has the other sign: the columns run backwards.
+            backwards = tuple(len(rows) - 1 - columns.transpose(1, 2) for columns in index)
+            by_key = distance_scores(key, self.by_head(project(table))[..., rows.flip(0)], backwards)
             terms.append(by_key.transpose(-1, -2))
-        return sum(terms)
+        return terms[0] if len(terms) == 1 else terms[0].add_(terms[1])
 
     def by_head(self, rows: torch.Tensor) -> torch.Tensor:
         """(R, D) -> (H, E, R), scaled."""

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .position_base import PositionScheme, distance_index, take_distances
+from .position_base import PositionScheme, distance_index, distance_scores
 
 
 class RelativeKeyPosition(PositionScheme):
@@ -37,7 +37,7 @@ class RelativeKeyPosition(PositionScheme):
 
     def score_term(self, query, key, plan, attn):
         table, *index = plan
-        return take_distances((query * self.scaling()) @ table[attn.layer_idx].T, index)
+        return distance_scores(query * self.scaling(), table[attn.layer_idx].T, index)
 
 
 class RelativeKeyQueryPosition(RelativeKeyPosition):
@@ -48,5 +48,5 @@ class RelativeKeyQueryPosition(RelativeKeyPosition):
         # Seen from a key, the distance to each query has the other sign: the table runs backwards.
         last = table.shape[1] - 1
         backwards = tuple(last - columns.transpose(1, 2) for columns in index)
-        by_key = (key * self.scaling()) @ table[attn.layer_idx].flip(0).T
-        return super().score_term(query, key, plan, attn) + take_distances(by_key, backwards).transpose(-1, -2)
+        by_key = distance_scores(key * self.scaling(), table[attn.layer_idx].flip(0).T, backwards)
+        return super().score_term(query, key, plan, attn).add_(by_key.transpose(-1, -2))

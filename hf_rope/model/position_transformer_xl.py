@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .position_base import PositionScheme, distance_index, sinusoid, take_distances
+from .position_base import PositionScheme, distance_index, distance_scores, sinusoid
 
 
 class TransformerXLPosition(PositionScheme):
@@ -50,4 +50,4 @@ class TransformerXLPosition(PositionScheme):
         sinusoids, *index = plan
         rows = self.projections[attn.layer_idx](sinusoids).unflatten(-1, (self.num_heads, self.head_dim))
         query = (query + self.position_bias[attn.layer_idx][:, None]) * self.scaling()
-        return take_distances(query @ rows.permute(1, 2, 0), index)
+        return distance_scores(query, rows.permute(1, 2, 0), index)
