@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow check bench clean
 
 demo: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python examples/demo.py
@@ -13,6 +13,10 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow
+
+# Options go in ARGS, such as ARGS=--quick.
+bench: $(INSTALLED)
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks $(ARGS)
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff format --check

@@ -1,0 +1,46 @@
+"""The benchmark's own arithmetic; its timings are no tests."""
+
+import itertools
+import time
+
+import pytest
+import torch
+
+from benchmarks import cases, measure
+
+
+def test_ratio_is_the_others_time_over_ours():
+    result = measure.compare(lambda: time.sleep(0.01), {"slow": lambda: time.sleep(0.03)}, rounds=3)["slow"]
+    assert result.rounds == 3
+    assert 2 < result.median < 4
+    assert result.low <= result.median <= result.high
+
+
+def test_all_run_in_turn():
+    order = []
+    measure.compare(lambda: order.append("a"), {"b": lambda: order.append("b")}, rounds=2)
+    assert order == ["a", "b"] * 3
+
+
+@pytest.mark.parametrize("shape", [(4, 512), (16, 256), (8, 128)])
+def test_half_real_batches_are_half_real(shape):
+    batch = cases.half(*shape)
+    assert batch["input_ids"].shape == shape
+    assert cases.share(batch) == pytest.approx(0.5, abs=0.02)
+    assert ((batch["input_ids"] > 0) == batch["attention_mask"].bool()).all()
+
+
+def test_real_batches_are_padded_to_the_longest():
+    texts = [row["text"] for row in cases.read(cases.TEXTS)[:64]]
+    for batch in itertools.islice(cases.real(texts), 2):
+        assert batch["attention_mask"].sum(1).max() == batch["input_ids"].shape[1]
+
+
+def test_unequal_models_are_refused():
+    torch.manual_seed(0)
+    models = [
+        cases.native.build("Bert", "Model", hidden_size=16, num_hidden_layers=1, num_attention_heads=2) for _ in "ab"
+    ]
+    cases.check_equal(models[0], models[0], cases.full(1, 4))
+    with pytest.raises(AssertionError):
+        cases.check_equal(*models, cases.full(1, 4))
