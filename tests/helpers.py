@@ -53,6 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 25,
         }
     },
+    "rotary-proportional": {"rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 0.5}},
     "rotary-llama3": {
         "rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     },

@@ -137,7 +137,7 @@ def alibi_score(p, layer, head, i, j, q, k, n):
 def rotary_turn(p, x, i, n):
     """(x_{2t} + i x_{2t+1}) e^{i m th_t}, on the pairs and the part of the head that the settings name."""
     rope = p.config.rope_parameters
-    size = int(len(x) * rope.get("partial_rotary_factor", 1.0))
+    size = len(x) if rope["rope_type"] == "proportional" else int(len(x) * rope.get("partial_rotary_factor", 1.0))
     if rope["rope_type"] == "default":
         frequencies, factor = [rope["rope_theta"] ** (-2 * t / size) for t in range(size // 2)], 1.0
     else:

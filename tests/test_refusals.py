@@ -20,7 +20,7 @@ from hf_rope import (
     HfRopeModel,
 )
 
-ROPE_TYPES = "default, dynamic, linear, llama3, longrope, yarn"
+ROPE_TYPES = "default, dynamic, linear, llama3, longrope, proportional, yarn"
 ALL = ", ".join(SCHEMES)
 
 
@@ -106,8 +106,8 @@ CONFIGS = {
     "unknown rope_type": ("rotary", rope(rope_type="linaer"), rf"\['rope_type'\] is 'linaer'; known: {ROPE_TYPES}\."),
     "rope_type of other models": (
         "rotary",
-        rope(rope_type="proportional"),
-        rf"is 'proportional'; known: {ROPE_TYPES}\.",
+        rope(rope_type="axial"),
+        rf"is 'axial'; known: {ROPE_TYPES}\.",
     ),
     "no factor": (
         "rotary",

@@ -99,6 +99,11 @@ class PositionScheme(nn.Module):
         """(B,H,Q,E) added to the attention's output, from the probabilities (B,H,Q,K); None for none."""
         return None
 
+    def require_positions(self, position_ids: torch.Tensor) -> None:
+        """Raises ValueError where a position lies beyond the scheme's table; values are not read while tracing."""
+        if position_ids.numel() and self.max_length is not None and not is_tracing(position_ids):
+            self.require_length(int(position_ids.max()) + 1, self.max_length)
+
     def require_length(self, length: int, limit: int) -> None:
         """Raises ValueError where an input needs more positions than the scheme's table has."""
         if length > limit:

@@ -1,7 +1,6 @@
 """Learned absolute positions: BERT (Devlin et al. 2018), ConvS2S, GPT; RoFormer section 2.2."""
 
 from torch import nn
-from transformers.utils.import_utils import is_tracing
 
 from .position_base import PositionScheme
 
@@ -27,6 +26,5 @@ class LearnedPosition(PositionScheme):
         return self.config.max_position_embeddings
 
     def embed(self, x, position_ids):
-        if position_ids.numel() and not is_tracing(position_ids):
-            self.require_length(int(position_ids.max()) + 1, self.max_length)
+        self.require_positions(position_ids)
         return x + self.embeddings(position_ids)

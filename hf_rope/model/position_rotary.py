@@ -47,7 +47,7 @@ class RotaryPosition(PositionScheme):
                 f"{config.rope_parameters.get('partial_rotary_factor', 1.0)})."
             )
         rope_type = config.rope_parameters["rope_type"]
-        known = sorted({"default", *ROPE_INIT_FUNCTIONS} - {"proportional"})
+        known = sorted({"default", *ROPE_INIT_FUNCTIONS})
         if rope_type not in known:
             raise ValueError(f"rope_parameters['rope_type'] is {rope_type!r}; known: {', '.join(known)}.")
         for name in ("short_factor", "long_factor"):
@@ -115,8 +115,10 @@ class RotaryPosition(PositionScheme):
 
 
 def rotary_size(config) -> int:
-    """The number of components of each head that are rotated."""
+    """The number of components of each head that are rotated; "proportional" turns the others by an angle of 0."""
     head_dim = config.hidden_size // config.num_attention_heads
+    if config.rope_parameters["rope_type"] == "proportional":
+        return head_dim
     return int(head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
 
 

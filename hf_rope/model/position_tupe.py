@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers.utils.import_utils import is_tracing
 
 from .position_base import PositionScheme
 from .position_t5 import bucket_bias, check_buckets
@@ -72,8 +71,7 @@ class TupePosition(PositionScheme):
 
     def project(self, projection: nn.Linear, positions: torch.Tensor) -> torch.Tensor:
         """(B or 1, L) -> (B or 1, H, L, E), scaled for the queries; position i has row i + 1, row 0 is [CLS]'s own."""
-        if positions.numel() and not is_tracing(positions):
-            self.require_length(int(positions.max()) + 1, self.max_length)
+        self.require_positions(positions)
         x = projection(self.norm(self.embeddings(positions + 1))) * self.scaling() ** 0.5
         return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
