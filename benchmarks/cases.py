@@ -82,9 +82,9 @@ def forward(model: torch.nn.Module, *arguments, **inputs) -> Callable[[], object
 
 
 def step(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> Callable[[], object]:
-    """Forward, backward and AdamW of a masked-LM step with 15% of the real tokens labelled."""
+    """Forward, backward and AdamW (fused, as Trainer's default) of a masked-LM step, 15% of the real tokens labelled."""
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
     ids = batch["input_ids"]
     chosen = (torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.15) & (ids > 0)
     inputs = {**batch, "labels": ids.where(chosen, torch.tensor(-100))}

@@ -124,7 +124,18 @@ def test_masked_lm_in_training_has_the_loss_and_gradients_of_the_full_logits(sch
         gradients.append({key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None})
     close(*losses)
     assert gradients[0].keys() == gradients[1].keys()
+    assert not any(gradient.is_sparse for gradient in gradients[0].values())
     close(gradients[0], gradients[1], atol=1e-5)
+    model.train().zero_grad()
+    model.model(**inputs).last_hidden_state.sum().backward()
+    assert not model.get_input_embeddings().weight.grad.is_sparse
+
+
+def test_untied_word_embeddings_have_dense_gradients():
+    head = HEADS["masked-lm"]
+    model = head.build(tie_word_embeddings=False).train()
+    model(**head.batch(), **head.labels).loss.backward()
+    assert not model.get_input_embeddings().weight.grad.is_sparse
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -4,6 +4,7 @@ Shapes: B batch, L length, D hidden size, V vocabulary, C labels, T real tokens 
 """
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -381,10 +382,12 @@ class HfRopeForMaskedLM(HfRopePreTrainedModel):
         **kwargs,
     ) -> MaskedLMOutput:
         """`labels`: (B, L) int64, -100 where no loss is taken; the other arguments as `HfRopeModel`."""
-        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        only_labelled = labels is not None and self.training and not is_tracing(labels)
+        with self.one_gradient(only_labelled and not self.model.is_recorded(kwargs)):
+            outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         x, loss, logits = outputs.last_hidden_state, None, None
         check_labels(labels, x)
-        if labels is not None and self.training and not is_tracing(x):
+        if only_labelled:
             labelled = labels != -100
             loss = self.loss_function(self.lm_head(x[labelled]), labels[labelled], self.config.vocab_size, **kwargs)
         else:
@@ -394,6 +397,21 @@ class HfRopeForMaskedLM(HfRopePreTrainedModel):
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+    @contextmanager
+    def one_gradient(self, only_loss: bool):
+        """Lets the word embeddings add a sparse gradient to that of the tied decoder, which saves two dense (V, D).
+
+        Args:
+            only_loss: whether nothing but the loss leaves the model, so that the decoder always has a gradient.
+        """
+        words = self.get_input_embeddings()
+        before = words.sparse
+        words.sparse = before or (only_loss and words.weight is self.lm_head.decoder.weight)
+        try:
+            yield
+        finally:
+            words.sparse = before
 
 
 def classifier_dropout(config) -> nn.Dropout:
