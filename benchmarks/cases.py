@@ -82,7 +82,7 @@ def forward(model: torch.nn.Module, *arguments, **inputs) -> Callable[[], object
 
 
 def step(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> Callable[[], object]:
-    """Forward, backward and AdamW (fused, as Trainer's default) of a masked-LM step, 15% of the real tokens labelled."""
+    """Forward, backward and AdamW (fused, Trainer's default) of a masked-LM step, 15% of real tokens labelled."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
     ids = batch["input_ids"]

@@ -387,7 +387,7 @@ class HfRopeForMaskedLM(HfRopePreTrainedModel):
             outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         x, loss, logits = outputs.last_hidden_state, None, None
         check_labels(labels, x)
-        if only_labelled:
+        if labels is not None and only_labelled:
             labelled = labels != -100
             loss = self.loss_function(self.lm_head(x[labelled]), labels[labelled], self.config.vocab_size, **kwargs)
         else:
@@ -405,7 +405,7 @@ class HfRopeForMaskedLM(HfRopePreTrainedModel):
         Args:
             only_loss: whether nothing but the loss leaves the model, so that the decoder always has a gradient.
         """
-        words = self.get_input_embeddings()
+        words: Any = self.get_input_embeddings()
         before = words.sparse
         words.sparse = before or (only_loss and words.weight is self.lm_head.decoder.weight)
         try:
