@@ -14,7 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from . import cases
-from .measure import compare, peak_memory
+from .measure import compare, in_fresh_process, peak_memory
 from .plots import draw
 
 matplotlib.use("Agg")
@@ -30,9 +30,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(GROUPS), default=list(GROUPS))
     parser.add_argument("--output", type=Path, default=Path("runs/bench"))
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    transformers.logging.set_verbosity_error()
     arguments.output.mkdir(parents=True, exist_ok=True)
     path = arguments.output / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {"rows": [], "memory": {}}
@@ -50,7 +47,7 @@ def main() -> None:
         if group == "memory":
             measure_memory(results["memory"], arguments.longest)
         else:
-            measure_speed(results["rows"], group, arguments)
+            results["rows"] += in_fresh_process(measure_speed, group, arguments)
         path.write_text(json.dumps(results, indent=1))
     print_table(results)
     draw(results, arguments.output)
@@ -70,12 +67,21 @@ GROUPS = {
 QUICK = ("rotary", "real", "steps", "learned", "lengths")
 
 
-def measure_speed(rows: list[dict], group: str, arguments) -> None:
+def measure_speed(group: str, arguments) -> list[dict]:
+    set_up(arguments)
+    rows = []
     for case in GROUPS[group](arguments):
         for other, ratio in compare(case.ours, case.others, arguments.rounds).items():
             row = {"part": group, "scheme": case.group, "work": case.name, "against": other, **asdict(ratio)}
             rows.append({**row, "goal": case.goals.get(other)})
             print(f"{case.group:16} {case.name:36} {other:20} {ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f})")
+    return rows
+
+
+def set_up(arguments) -> None:
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    transformers.logging.set_verbosity_error()
 
 
 def measure_memory(memory: dict, longest: int) -> None:

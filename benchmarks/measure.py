@@ -1,12 +1,15 @@
 """Paired timing, and peak memory in a process of its own."""
 
-import json
 import multiprocessing
 import resource
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -38,22 +41,22 @@ def compare(ours: Callable[[], object], others: dict[str, Callable[[], object]],
     return results
 
 
-def peak_memory(work: Callable[..., None], *arguments) -> float:
+def in_fresh_process(work: Callable[..., T], *arguments: Any) -> T:
+    """The result of `work(*arguments)` in a new process: what ran before leaves neither heap nor caches behind."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def peak_memory(work: Callable[..., None], *arguments: Any) -> float:
     """Megabytes that `work(*arguments)` needs at its peak beyond what it held after `work(*arguments, warm=True)`.
 
-    Runs in a fresh process: `work` builds its model and, unless `warm`, also runs it.
+    Each runs in a fresh process: `work` builds its model and, unless `warm`, also runs it.
     """
-    context = multiprocessing.get_context("spawn")
-    figures = []
-    for warm in (True, False):
-        receive, send = context.Pipe(duplex=False)
-        process = context.Process(target=_measure, args=(send, work, arguments, warm))
-        process.start()
-        figures.append(json.loads(receive.recv()))
-        process.join()
-    return figures[1] - figures[0]
+    warm, peak = (in_fresh_process(peak_after, work, arguments, warm) for warm in (True, False))
+    return peak - warm
 
 
-def _measure(send, work, arguments, warm: bool) -> None:
+def peak_after(work: Callable[..., None], arguments: tuple, warm: bool) -> float:
+    """Megabytes that this process has held at most, once `work` is done."""
     work(*arguments, warm=warm)
-    send.send(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

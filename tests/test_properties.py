@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
 from helpers import CASES, tiny_config, tiny_model, token_ids
@@ -79,6 +80,18 @@ def test_flex_equals_eager(scheme):
     torch.testing.assert_close(ours[mask.bool()], expected[mask.bool()], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("scheme", [case for case in SCHEMES if "flex_attention" in implementations(case)])
+def test_packed_equals_separate_under_flex(scheme):
+    torch._dynamo.reset()
+    model, lengths = tiny_model(scheme), (9, 4, 7)
+    parts = [token_ids(1, length, seed=length) for length in lengths]
+    at = torch.cat([torch.arange(length) for length in lengths])[None]
+    with torch.no_grad():
+        separate = torch.cat([model(part).last_hidden_state for part in parts], dim=1)
+        packed = with_attention(model, "flex_attention")(torch.cat(parts, dim=1), position_ids=at).last_hidden_state
+    torch.testing.assert_close(packed, separate, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(("case", "implementation"), COMPUTED)
 def test_leaving_padding_out_changes_nothing(case, implementation):
     model = with_attention(tiny_model(case).double(), implementation)
@@ -135,15 +148,17 @@ def test_packed_equals_separate(case, dense):
     torch.testing.assert_close(told, separate, rtol=0, atol=tolerance(case))
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("case", CASES)
-def test_computing_few_sequences_and_few_rows_at_once_changes_nothing(case, monkeypatch):
+def test_computing_few_sequences_and_few_rows_at_once_changes_nothing(case, stride, monkeypatch):
     model, ids = tiny_model(case).double(), token_ids(5, LENGTH)
-    target = torch.randn(5, LENGTH, 1)
+    at, target = stride * torch.arange(LENGTH)[None], torch.randn(5, LENGTH, 1)
     outputs, gradients = [], []
     for scores, rows in ((2**22, 64), (1, 7), (1, 1)):
         monkeypatch.setattr(attention, "SCORES_AT_ONCE", scores)
+        monkeypatch.setattr(attention, "ROWS_AT_ONCE", rows)
         monkeypatch.setattr(position_base, "ROWS_AT_ONCE", rows)
-        outputs.append(model(ids).last_hidden_state)
+        outputs.append(model(ids, position_ids=at).last_hidden_state)
         gradients.append(gradients_of(model, (outputs[-1] * target).sum()))
     for few in (1, 2):
         torch.testing.assert_close(outputs[few], outputs[0], rtol=0, atol=tolerance(case))
@@ -263,3 +278,48 @@ def test_compiles_to_one_graph(scheme):
             real = inputs[1].bool()
             ours, expected = (m(*inputs).last_hidden_state[real] for m in (compiled, model))
             torch.testing.assert_close(ours, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_inductor_computes_outputs_and_gradients(scheme):
+    torch._dynamo.reset()
+    model, (ids, mask) = tiny_model(scheme), padded_batch()
+    compiled = torch.compile(model, fullgraph=True)
+    outputs, gradients = [], []
+    for computed in (model, compiled):
+        outputs.append(computed(ids, mask).last_hidden_state[mask.bool()])
+        gradients.append(gradients_of(model, outputs[-1].square().mean()))
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=1e-4)
+    for name, expected in gradients[0].items():
+        if expected is not None:
+            torch.testing.assert_close(gradients[1][name], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_new_length_recompiles_once_at_most(scheme):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(tiny_model(scheme), fullgraph=True, backend=counter)
+    with torch.no_grad():
+        for length in (LENGTH, 17, 12, 9):
+            compiled(token_ids(2, length), torch.ones(2, length, dtype=torch.long))
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_trains_under_bfloat16_autocast(case):
+    model, (ids, mask) = tiny_model(case), padded_batch()
+    target = torch.randn(4, LENGTH, model.config.hidden_size)
+    outputs, gradients = [], []
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            outputs.append(model(ids, mask).last_hidden_state)
+            loss = ((outputs[-1] - target)[mask.bool()] ** 2).mean()
+        gradients.append(gradients_of(model, loss))
+    real = [x.detach()[mask.bool()].float() for x in outputs]
+    assert (real[1] - real[0]).norm() < 0.05 * real[0].norm()
+    for name, expected in gradients[0].items():
+        if expected is not None:
+            assert gradients[1][name].dtype == torch.float32
+            assert (gradients[1][name] - expected).norm() < 0.2 * expected.norm() + 1e-3, name

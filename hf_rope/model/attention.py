@@ -12,7 +12,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_tracing
 
-from .position_base import PositionScheme
+from .position_base import ROWS_AT_ONCE, PositionScheme
 
 SCORES_AT_ONCE = 2**22
 """Scores that are computed at once where each sequence has a term of its own: 16 MB in float32."""
@@ -108,38 +108,48 @@ def eager_attention(
 def attend(attn, qkv: torch.Tensor, group: Group, position: PositionScheme, plan) -> tuple:
     """One layer's self-attention over a group: (B, L, 3 * H * E) -> (B, L, H * E) and the probabilities, or None.
 
-    Where every sequence has a score term of its own, a few sequences are computed at once: their terms stay in cache.
+    Where every sequence has a score term of its own, a few sequences are computed at once, and a long one in blocks of
+    queries: their terms stay in cache, and memory grows with the length, not with its square.
     """
-    states = qkv.unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
-    at_once = group.count
-    if type(position).score_term is not PositionScheme.score_term and group.can_split:
-        at_once = max(1, SCORES_AT_ONCE // (attn.num_heads * group.length**2))
-    if at_once >= group.count:
-        return attend_at_once(attn, states, group, position, plan)
-    parts = [attend_at_once(attn, part, group, position, plan)[0] for part in states.split(at_once, dim=1)]
-    return torch.cat(parts), None
+    query, key, value = qkv.unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind()
+    plan = position.layer_plan(plan, attn)
+    turned = position.rotate(query, key, value, plan, attn)
+    if not group.can_split or type(position).score_term is PositionScheme.score_term:
+        return attend_at_once(attn, query, key, turned, group.mask, position, plan)
+    row = attn.num_heads * group.length
+    at_once, rows = max(1, SCORES_AT_ONCE // (row * group.length)), group.length
+    if position.by_content:
+        rows = max(1, SCORES_AT_ONCE // (row * ROWS_AT_ONCE)) * ROWS_AT_ONCE
+    sequences = []
+    for first in range(0, group.count, at_once):
+        part, blocks = slice(first, first + at_once), []
+        for start in range(0, group.length, rows):
+            block = (part, slice(None), slice(start, start + rows))
+            states = (turned[0][block], turned[1][part], turned[2][part])
+            blocks.append(attend_at_once(attn, query[block], key[part], states, None, position, plan, start)[0])
+        sequences.append(blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1))
+    return sequences[0] if len(sequences) == 1 else torch.cat(sequences), None
 
 
-def attend_at_once(attn, states: torch.Tensor, group: Group, position: PositionScheme, plan) -> tuple:
-    """Attention of (3, B, H, L, E), query, key and value, -> (B, L, H * E) and the probabilities, or None."""
-    query, key, value = states.unbind()
-    implementation, mask = attn.config._attn_implementation, group.mask
+def attend_at_once(attn, query, key, turned, mask, position: PositionScheme, plan, start: int = 0) -> tuple:
+    """Attention of the queries from number `start` on: (B,H,Q,E), (B,H,K,E) and the three as the scheme turned them.
+
+    Returns (B, Q, H * E) and the probabilities, or None.
+    """
+    implementation = attn.config._attn_implementation
     extra: dict[str, Any] = {}
-    term = position.score_term(query, key, plan, attn)
+    term = position.score_term(query, key, plan, attn, start)
     if term is not None:
         if implementation == "sdpa" and mask is None:
             mask = term.to(query.dtype)  # an additive mask as it is; transformers would first copy a position_bias
         else:
             extra["position_bias"] = term.expand(len(query), attn.num_heads, -1, -1)
     if type(position).value_term is not PositionScheme.value_term and implementation == "eager":
-        extra["value_term"] = lambda probabilities: position.value_term(probabilities, plan, attn)
-    query, key, value = position.rotate(query, key, value, plan, attn)
+        extra["value_term"] = lambda probabilities: position.value_term(probabilities, plan, attn, start)
     compute = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
     out, probabilities = compute(
         attn,
-        query,
-        key,
-        value,
+        *turned,
         mask,
         dropout=attn.dropout if attn.training else 0.0,
         scaling=position.scaling(),

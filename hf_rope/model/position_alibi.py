@@ -23,7 +23,7 @@ class AlibiPosition(PositionScheme):
         slopes = torch.tensor(alibi_slopes(self.num_heads), dtype=precision, device=device)
         return (spread_distances((-slopes[:, None] * size).to(dtype), index),)
 
-    def score_term(self, query, key, plan, attn):
+    def score_term(self, query, key, plan, attn, start=0):
         return plan[0].to(query.dtype)
 
 

@@ -29,6 +29,8 @@ class PositionScheme(nn.Module):
     """How the paper classes it: "APE" (absolute), "RPE" (relative), "RoPE" or "none"."""
     rotates: ClassVar[bool] = False
     """Whether the scheme reads `config.rope_parameters`."""
+    by_content: ClassVar[bool] = False
+    """Whether the score term depends on query and key: long inputs are then computed in blocks of queries."""
 
     @strict
     @dataclass
@@ -83,6 +85,10 @@ class PositionScheme(nn.Module):
         """What all layers share, computed once a forward: a flat tuple of tensors from (B or 1, Q) and (B or 1, K)."""
         return ()
 
+    def layer_plan(self, plan, attn) -> tuple[torch.Tensor, ...]:
+        """What a layer's `rotate`, `score_term` and `value_term` get as their plan, computed once a layer."""
+        return plan
+
     def scaling(self) -> float:
         """The factor on query . key."""
         return self.head_dim**-0.5
@@ -91,12 +97,18 @@ class PositionScheme(nn.Module):
         """(B,H,Q,E), (B,H,K,E), (B,H,K,E) -> the same shapes, as they enter query . key and probabilities . value."""
         return query, key, value
 
-    def score_term(self, query, key, plan, attn) -> torch.Tensor | None:
-        """(B or 1, H or 1, Q, K) added to the scaled scores, from the query and key before `rotate`; None for none."""
+    def score_term(self, query, key, plan, attn, start: int = 0) -> torch.Tensor | None:
+        """(B or 1, H or 1, Q, K) added to the scaled scores, from the query and key before `rotate`; None for none.
+
+        Where the term is `by_content`, query may be a block of the queries, from number `start` on.
+        """
         return None
 
-    def value_term(self, probabilities, plan, attn) -> torch.Tensor | None:
-        """(B,H,Q,E) added to the attention's output, from the probabilities (B,H,Q,K); None for none."""
+    def value_term(self, probabilities, plan, attn, start: int = 0) -> torch.Tensor | None:
+        """(B,H,Q,E) added to the attention's output, from the probabilities (B,H,Q,K); None for none.
+
+        As in `score_term`, the first query is number `start`.
+        """
         return None
 
     def require_positions(self, position_ids: torch.Tensor) -> None:
@@ -115,7 +127,7 @@ class PositionScheme(nn.Module):
 
 
 ROWS_AT_ONCE = 64
-"""Rows that `distance_scores` multiplies at once: fewer columns are wasted, and the product stays in the cache."""
+"""Rows that `band_product` multiplies at once: few columns are wasted, and the product stays in the cache."""
 
 
 def distances(query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
@@ -149,25 +161,49 @@ def distance_index(query_positions: torch.Tensor, key_positions: torch.Tensor) -
     return reach, (distances(query_positions, key_positions).clamp(-reach, reach) + reach,)
 
 
-def distance_scores(x: torch.Tensor, table: torch.Tensor, index: Sequence[torch.Tensor]) -> torch.Tensor:
-    """(B,H,Q,E) times a table of distances, (E, 2s+1) or (H, E, 2s+1), a column a distance j - i from -s to s.
+def distance_scores(
+    query: torch.Tensor, table: torch.Tensor, index: Sequence[torch.Tensor], start: int = 0
+) -> torch.Tensor:
+    """Each query times a table of distances, (E, 2s+1) or (H, E, 2s+1), a column a distance j - i from -s to s.
 
-    Returns the product of each x_i with the column of j - i, (B,H,Q,K), with the index that `distance_index` gave.
-    Where it gave none, a block of rows is multiplied with the columns that it needs and read through a strided view.
+    (B,H,Q,E) -> (B,H,Q,K): the product of query i, counted from `start`, with the column of j - i, for every key j.
+    `index` is what `distance_index` gave.
     """
     if index:
-        return take_columns(x @ table, index[0])
-    length, blocks = x.shape[-2], []
-    for start in range(0, length, ROWS_AT_ONCE):
-        part = x[..., start : start + ROWS_AT_ONCE, :]
+        return take_columns(query @ table, index[0][:, start : start + query.shape[-2]])
+    reach = (table.shape[-1] - 1) // 2
+    return band_product(query, table, reach - start, reach + 1)
+
+
+def distance_scores_by_key(
+    key: torch.Tensor, table: torch.Tensor, index: Sequence[torch.Tensor], start: int, count: int
+) -> torch.Tensor:
+    """Each key times a table of distances that runs backwards: a column a distance j - i from s to -s.
+
+    (B,H,K,E) -> (B,H,count,K): the product of key j with the column of j - i, for `count` queries i from `start` on.
+    """
+    if index:
+        columns = table.shape[-1] - 1 - index[0][:, start : start + count]
+        return take_columns(key @ table, columns.transpose(1, 2)).transpose(-1, -2)
+    reach = (table.shape[-1] - 1) // 2
+    return band_product(key, table, reach + start, count).transpose(-1, -2)
+
+
+def band_product(x: torch.Tensor, table: torch.Tensor, first: int, width: int) -> torch.Tensor:
+    """out[..., a, b] = x[..., a, :] . table[..., :, first - a + b]: (...,R,E) and (...,E,C) -> (...,R,width).
+
+    Some rows at once are multiplied with the columns that they need, and the result is read through a strided view.
+    """
+    blocks = []
+    for part in x.split(ROWS_AT_ONCE, dim=-2):
         rows = part.shape[-2]
-        first = length - start - rows
-        scores = part @ table[..., first : first + length + rows - 1]
+        scores = part @ table[..., first - rows + 1 : first + width]
         if rows > 1:
-            # Row a has its first key in column rows-1-a: in flat memory a row begins length+rows-2 after another.
-            flat = scores.flatten(-2)[..., rows - 1 : rows - 1 + rows * (length + rows - 2)]
-            scores = flat.unflatten(-1, (rows, length + rows - 2))[..., :length]
+            # Row a has its first value in column rows-1-a: in flat memory a row begins width+rows-2 after another.
+            flat = scores.flatten(-2)[..., rows - 1 : rows - 1 + rows * (width + rows - 2)]
+            scores = flat.unflatten(-1, (rows, width + rows - 2))[..., :width]
         blocks.append(scores)
+        first -= rows
     return torch.cat(blocks, dim=-2)
 
 
@@ -177,10 +213,11 @@ def take_columns(scores: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def spread_distances(values: torch.Tensor, index: Sequence[torch.Tensor]) -> torch.Tensor:
-    """(H, 2s+1), a number a head and distance -> (B or 1, H, Q, K), with what `distance_index` gave."""
+    """(H, 2s+1), a number a head and distance -> (B or 1, H, Q, K), contiguous, with what `distance_index` gave."""
     if index:
-        return values[:, index[0]].transpose(0, 1)
-    return values.unfold(-1, (values.shape[-1] + 1) // 2, 1).flip(-2)[None]
+        return values[:, index[0]].transpose(0, 1).contiguous()
+    length = (values.shape[-1] + 1) // 2
+    return values.flip(-1).contiguous().unfold(-1, length, 1).flip(-1)[None].contiguous()
 
 
 def find_packed_sequences(position_ids: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor | None:

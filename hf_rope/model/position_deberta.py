@@ -6,7 +6,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 
-from .position_base import PositionScheme, distance_index, distance_scores
+from .position_base import PositionScheme, distance_index, distance_scores, distance_scores_by_key
 
 
 class DebertaPosition(PositionScheme):
@@ -19,6 +19,7 @@ class DebertaPosition(PositionScheme):
     """
 
     kind = "RPE"
+    by_content = True
 
     @strict
     @dataclass
@@ -77,23 +78,33 @@ class DebertaPosition(PositionScheme):
         rows = (behind + self.reach).clamp(0, 2 * self.reach - 1)
         return self.dropout(self.norm(self.embeddings.weight)), rows, *index
 
-    def score_term(self, query, key, plan, attn):
+    def layer_plan(self, plan, attn):
+        """The table for each term, (H, E, 2s+1), backwards for p2c, and the index of the pairs."""
         table, rows, *index = plan
-        terms = []
+        tables = []
         if "c2p" in self.options.pos_att_type:
             project = attn.project_key if self.options.share_att_key else self.key_projections[attn.layer_idx]
-            terms.append(distance_scores(query, self.by_head(project(table))[..., rows], index))
+            tables.append(self.by_distance(project, table, rows))
         if "p2c" in self.options.pos_att_type:
             project = attn.project_query if self.options.share_att_key else self.query_projections[attn.layer_idx]
-            # Seen from a key, the distance to each query has the other sign: the columns run backwards.
-            backwards = tuple(len(rows) - 1 - columns.transpose(1, 2) for columns in index)
-            by_key = distance_scores(key, self.by_head(project(table))[..., rows.flip(0)], backwards)
-            terms.append(by_key.transpose(-1, -2))
-        return terms[0] if len(terms) == 1 else terms[0].add_(terms[1])
+            tables.append(self.by_distance(project, table, rows.flip(0)))
+        return *tables, *index
 
-    def by_head(self, rows: torch.Tensor) -> torch.Tensor:
-        """(R, D) -> (H, E, R), scaled."""
-        return rows.unflatten(-1, (self.num_heads, self.head_dim)).permute(1, 2, 0) * self.scaling()
+    def by_distance(self, project, table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Projects the table's rows, the fewer of all and those asked for: (2k, D), (R,) -> (H, E, R), scaled."""
+        few = len(rows) < len(table)
+        projected = project(table[rows] if few else table).unflatten(-1, (self.num_heads, self.head_dim))
+        by_head = (projected * self.scaling()).permute(1, 2, 0)
+        return by_head if few else by_head[..., rows]
+
+    def score_term(self, query, key, plan, attn, start=0):
+        terms = []
+        tables, index = plan[: len(self.options.pos_att_type)], plan[len(self.options.pos_att_type) :]
+        if "c2p" in self.options.pos_att_type:
+            terms.append(distance_scores(query, tables[0], index, start))
+        if "p2c" in self.options.pos_att_type:
+            terms.append(distance_scores_by_key(key, tables[-1], index, start, query.shape[-2]))
+        return terms[0] if len(terms) == 1 else terms[0].add_(terms[1])
 
 
 def log_bucket(behind: torch.Tensor, buckets: int, max_position: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .position_base import PositionScheme, distance_index, distance_scores
+from .position_base import PositionScheme, distance_index, distance_scores, distance_scores_by_key
 
 
 class RelativeKeyPosition(PositionScheme):
@@ -15,6 +15,7 @@ class RelativeKeyPosition(PositionScheme):
     """
 
     kind = "RPE"
+    by_content = True
 
     def __init__(self, config):
         super().__init__(config)
@@ -35,18 +36,16 @@ class RelativeKeyPosition(PositionScheme):
         middle = self.max_length - 1
         return self.distance_embeddings[:, middle - reach : middle + reach + 1].flip(1), *index
 
-    def score_term(self, query, key, plan, attn):
+    def score_term(self, query, key, plan, attn, start=0):
         table, *index = plan
-        return distance_scores(query * self.scaling(), table[attn.layer_idx].T, index)
+        return distance_scores(query * self.scaling(), table[attn.layer_idx].T, index, start)
 
 
 class RelativeKeyQueryPosition(RelativeKeyPosition):
     """s_ij = (q_i . k_j + q_i . a_{i-j} + k_j . a_{i-j}) / sqrt(d): BERT's `relative_key_query` of transformers 4."""
 
-    def score_term(self, query, key, plan, attn):
+    def score_term(self, query, key, plan, attn, start=0):
         table, *index = plan
-        # Seen from a key, the distance to each query has the other sign: the table runs backwards.
-        last = table.shape[1] - 1
-        backwards = tuple(last - columns.transpose(1, 2) for columns in index)
-        by_key = distance_scores(key * self.scaling(), table[attn.layer_idx].flip(0).T, backwards)
-        return super().score_term(query, key, plan, attn).add_(by_key.transpose(-1, -2))
+        backwards = table[attn.layer_idx].flip(0).T
+        by_key = distance_scores_by_key(key * self.scaling(), backwards, index, start, query.shape[-2])
+        return super().score_term(query, key, plan, attn, start).add_(by_key)

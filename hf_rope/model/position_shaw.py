@@ -17,6 +17,7 @@ class ShawPosition(PositionScheme):
     """
 
     kind = "RPE"
+    by_content = True
 
     @strict
     @dataclass
@@ -52,13 +53,14 @@ class ShawPosition(PositionScheme):
         k = self.options.max_distance
         return (distances(query_positions, key_positions).clamp(-k, k) + k,)
 
-    def score_term(self, query, key, plan, attn):
-        return take_columns(query @ self.relative_keys[attn.layer_idx].T * self.scaling(), plan[0])
+    def score_term(self, query, key, plan, attn, start=0):
+        by_distance = query @ self.relative_keys[attn.layer_idx].T * self.scaling()
+        return take_columns(by_distance, plan[0][:, start : start + query.shape[-2]])
 
-    def value_term(self, probabilities, plan, attn):
+    def value_term(self, probabilities, plan, attn, start=0):
         if not self.options.relative_values:
             return None
         table = self.relative_values[attn.layer_idx]
+        index = plan[0][:, None, start : start + probabilities.shape[-2]].expand_as(probabilities)
         by_distance = probabilities.new_zeros(*probabilities.shape[:3], len(table))
-        by_distance = by_distance.scatter_add(-1, plan[0][:, None].expand_as(probabilities), probabilities)
-        return by_distance @ table
+        return by_distance.scatter_add(-1, index, probabilities) @ table

@@ -38,7 +38,7 @@ class T5Position(PositionScheme):
         """The bias itself, (B or 1, H, Q, K)."""
         return (bucket_bias(self.bias, query_positions, key_positions, self.options.max_distance),)
 
-    def score_term(self, query, key, plan, attn):
+    def score_term(self, query, key, plan, attn, start=0):
         return plan[0].to(query.dtype)
 
 

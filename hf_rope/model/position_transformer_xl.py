@@ -15,6 +15,7 @@ class TransformerXLPosition(PositionScheme):
     """
 
     kind = "RPE"
+    by_content = True
 
     def __init__(self, config):
         super().__init__(config)
@@ -43,11 +44,15 @@ class TransformerXLPosition(PositionScheme):
         behind = torch.arange(reach, -reach - 1, -1, device=query_positions.device)
         return torch.cat(sinusoid(behind, self.config.hidden_size, dtype), dim=-1), *index
 
+    def layer_plan(self, plan, attn):
+        """W_R R, (H, E, 2s+1), and the index of the pairs."""
+        sinusoids, *index = plan
+        rows = self.projections[attn.layer_idx](sinusoids).unflatten(-1, (self.num_heads, self.head_dim))
+        return rows.permute(1, 2, 0), *index
+
     def rotate(self, query, key, value, plan, attn):
         return query + self.content_bias[attn.layer_idx][:, None], key, value
 
-    def score_term(self, query, key, plan, attn):
-        sinusoids, *index = plan
-        rows = self.projections[attn.layer_idx](sinusoids).unflatten(-1, (self.num_heads, self.head_dim))
+    def score_term(self, query, key, plan, attn, start=0):
         query = (query + self.position_bias[attn.layer_idx][:, None]) * self.scaling()
-        return distance_scores(query, rows.permute(1, 2, 0), index)
+        return distance_scores(query, plan[0], plan[1:], start)

@@ -75,5 +75,5 @@ class TupePosition(PositionScheme):
         x = projection(self.norm(self.embeddings(positions + 1))) * self.scaling() ** 0.5
         return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
-    def score_term(self, query, key, plan, attn):
+    def score_term(self, query, key, plan, attn, start=0):
         return plan[0].to(query.dtype)
