@@ -3,7 +3,6 @@
 import argparse
 import json
 import platform
-from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib
@@ -14,7 +13,8 @@ from rich.progress import track
 from rich.table import Table
 
 from . import cases
-from .measure import compare, in_fresh_process, peak_memory
+from .groups import GROUPS, QUICK, measure_speed
+from .measure import in_fresh_process, peak_memory
 from .plots import draw
 
 matplotlib.use("Agg")
@@ -51,37 +51,6 @@ def main() -> None:
         path.write_text(json.dumps(results, indent=1))
     print_table(results)
     draw(results, arguments.output)
-
-
-GROUPS = {
-    "rotary": lambda arguments: cases.rotary_forward(),
-    "real": lambda arguments: cases.real_batches(arguments.pairs),
-    "steps": lambda arguments: cases.steps(),
-    "learned": lambda arguments: cases.learned_forward(),
-    "relative": lambda arguments: cases.relative_forward(),
-    "modern": lambda arguments: cases.modern_forward(),
-    "costs": lambda arguments: cases.scheme_costs(),
-    "lengths": lambda arguments: cases.lengths(arguments.longest),
-    "memory": None,
-}
-QUICK = ("rotary", "real", "steps", "learned", "lengths")
-
-
-def measure_speed(group: str, arguments) -> list[dict]:
-    set_up(arguments)
-    rows = []
-    for case in GROUPS[group](arguments):
-        for other, ratio in compare(case.ours, case.others, arguments.rounds).items():
-            row = {"part": group, "scheme": case.group, "work": case.name, "against": other, **asdict(ratio)}
-            rows.append({**row, "goal": case.goals.get(other)})
-            print(f"{case.group:16} {case.name:36} {other:20} {ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f})")
-    return rows
-
-
-def set_up(arguments) -> None:
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    transformers.logging.set_verbosity_error()
 
 
 def measure_memory(memory: dict, longest: int) -> None:
