@@ -70,8 +70,8 @@ def check_against_source(name: str, model: PreTrainedModel, tokenizer=None) -> t
         )
     head = next(head for head, ours in HEADS.items() if ours == type(model).__name__)
     class_name = (raw.get("architectures") or [""])[0]
-    native = getattr(transformers, class_name, None) or getattr(
-        transformers, f"Auto{head}".replace("AutoFor", "AutoModelFor")
-    )
+    if not hasattr(transformers, class_name) or (head == "Model" and not class_name.endswith("Model")):
+        class_name = "AutoModel" + head.removeprefix("Model")
+    native = getattr(transformers, class_name)
     source = native.from_pretrained(name, dtype=torch.float32).eval()
     return difference(source, copy.deepcopy(model).float(), sample(source.config, tokenizer, head))

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from ..model import modeling_hf_rope
 from ..model.configuration_hf_rope import OLD_NAMES, HfRopeConfig
-from ..model.positions import SCHEMES
 from .checkpoint import Checkpoint, read_checkpoint
 from .pairing import change_pairing
 from .report import Report
@@ -67,12 +66,10 @@ def convert_with_report(
         report.notes.append("The decoder is not tied: the source's differs from its word embeddings.")
     own = HfRopeConfig(**settings)
     config = with_scheme(own, settings, position_embedding_type, position_options)
-    if own.position_options.get("pairing") != (pairing := config.position_options.get("pairing")) and pairing:
-        if own.position_embedding_type == "rotary":
-            change_pairing(tensors, own, pairing)
-            report.notes.append(
-                f"Rotary pairing {pairing!r}: the projections are reordered, the outputs stay the same."
-            )
+    pairing = config.position_options.get("pairing")
+    if own.position_embedding_type == config.position_embedding_type and own.position_options.get("pairing") != pairing:
+        change_pairing(tensors, own, pairing)
+        report.notes.append(f"Rotary pairing {pairing!r}: the projections are reordered, the outputs stay the same.")
     if scheme_of(config) != scheme_of(own):
         report.needs_training = True
         report.notes.append(
@@ -99,6 +96,11 @@ def head_of(checkpoint: Checkpoint, source: Source, report: Report) -> str:
         report.notes.append("config.json names no class (architectures): the encoder is converted, without a head.")
         return "Model"
     head = checkpoint.class_name.removeprefix(checkpoint.family)
+    if head != "Model" and not any(key.startswith(f"{source.prefix}.") for key in checkpoint.tensors):
+        report.notes.append(
+            f"The source calls itself {checkpoint.class_name} and holds an encoder alone, which is what is converted."
+        )
+        return "Model"
     if head in source.refused_heads:
         raise ValueError(f"{checkpoint.class_name} cannot be converted: {source.refused_heads[head]}.")
     head = source.heads.get(head, head)
@@ -138,7 +140,8 @@ def renamed_tensors(checkpoint: Checkpoint, source: Source, head: str, report: R
         ours = key if names is None else rename(key, names)
         if ours is None:
             raise ValueError(
-                f"The source has the tensor {key}, which {checkpoint.family} does not have here: it cannot be converted."
+                f"The source has the tensor {key}, which hf_rope does not know of {checkpoint.family}: it cannot be "
+                "converted."
             )
         if ours in found:
             same = torch.equal(found[ours], tensors[key])

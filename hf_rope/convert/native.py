@@ -40,8 +40,8 @@ def to_native_with_report(model: PreTrainedModel) -> tuple[PreTrainedModel, Repo
     head = next(head for head, ours in HEADS.items() if ours == type(model).__name__)
     if config.position_embedding_type not in FAMILIES:
         raise ValueError(
-            f"position_embedding_type={config.position_embedding_type!r} has no native class to go back to; these have: "
-            f"{', '.join(FAMILIES)}."
+            f"position_embedding_type={config.position_embedding_type!r} has no native class to go back to; these have "
+            f"one: {', '.join(FAMILIES)}."
         )
     family, source = FAMILIES[config.position_embedding_type]
     report = Report(f"{type(model).__name__}, a model", f"{family}{head}")

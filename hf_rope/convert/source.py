@@ -56,7 +56,7 @@ class Source:
     names: ClassVar[dict[str, str]]
     """The source's modules and what they are called here, as in `weights.parts`."""
     heads: ClassVar[dict[str, str]] = {}
-    """Heads that the source has beside or instead of those of `weights.HEADS`, and the one of these that they become."""
+    """Heads that the source has beside those of `weights.HEADS`, and the one of these that they become."""
     dropped: ClassVar[dict[str, str]] = {}
     """Tensors, as regular expressions, that have no place here and that nothing misses, with the reason."""
     reads: ClassVar[tuple[str, ...]] = ()
