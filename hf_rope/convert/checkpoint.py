@@ -60,6 +60,8 @@ def read_checkpoint(source: PreTrainedModel | str | Path, known) -> Checkpoint:
         raw, _ = PreTrainedConfig.get_config_dict(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"{name} has no config.json that can be read: {first_line(error)}") from None
+    if not raw:
+        raise ValueError(f"{name} has no config.json that can be read: save the model again with save_pretrained(...).")
     if "model_type" not in raw:
         raise ValueError(f"{name}/config.json has no model_type: add the one that is right of {', '.join(known)}.")
     check_type(raw["model_type"], f"{name}/config.json", known)

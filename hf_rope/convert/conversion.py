@@ -66,19 +66,22 @@ def convert_with_report(
         report.notes.append("The decoder is not tied: the source's differs from its word embeddings.")
     own = HfRopeConfig(**settings)
     config = with_scheme(own, settings, position_embedding_type, position_options)
-    pairing = config.position_options.get("pairing")
-    if own.position_embedding_type == config.position_embedding_type and own.position_options.get("pairing") != pairing:
-        change_pairing(tensors, own, pairing)
-        report.notes.append(f"Rotary pairing {pairing!r}: the projections are reordered, the outputs stay the same.")
-    if scheme_of(config) != scheme_of(own):
+    (old, old_options), (new, new_options) = scheme_of(own), scheme_of(config)
+    pairings = old_options.pop("pairing", None), new_options.pop("pairing", None)
+    if old == new and pairings[0] != pairings[1]:
+        change_pairing(tensors, own, pairings[1])
+        report.notes.append(
+            f"Rotary pairing {pairings[1]!r}: the projections are reordered, the outputs stay the same."
+        )
+    if (old, old_options) != (new, new_options):
         report.needs_training = True
         report.notes.append(
-            f"The source's positions are {own.position_embedding_type!r} with {own.position_options}: the model needs "
-            "training before it is of use."
+            f"The source's positions are {old!r} with {own.position_options}: the model needs training before it is of "
+            "use."
         )
         for key in [key for key in tensors if key.startswith("position.")]:
             del tensors[key]
-            report.dropped[origin[key]] = f"positions of {own.position_embedding_type!r}"
+            report.dropped[origin[key]] = f"positions of {old!r}"
 
     model_class = getattr(modeling_hf_rope, HEADS[head])
     pooler = {"add_pooling_layer": "pooler.dense.weight" in tensors} if head == "Model" else {}
@@ -135,7 +138,9 @@ def renamed_tensors(checkpoint: Checkpoint, source: Source, head: str, report: R
     if ignored := [key for key in checkpoint.unread if key not in source.reads]:
         report.notes.append(f"Settings that nothing reads: {', '.join(ignored)}.")
 
-    names, found, origin = source.names_of(checkpoint.config), {}, {}
+    names = source.names_of(checkpoint.config)
+    found: dict[str, torch.Tensor] = {}
+    origin: dict[str, str] = {}
     for key in sorted(tensors, key=lambda key: "decoder." in key):  # of two that go to one place, the decoder's is read
         ours = key if names is None else rename(key, names)
         if ours is None:
@@ -161,17 +166,17 @@ def untied(tensors: dict[str, torch.Tensor]) -> bool:
 
 def with_scheme(own: HfRopeConfig, settings: dict[str, Any], name: str | None, options: dict[str, Any] | None):
     """The configuration with another scheme or other options; as it is where none are given."""
-    name = OLD_NAMES.get(name or "", name) or own.position_embedding_type
-    if name == own.position_embedding_type:
-        return HfRopeConfig(**{**settings, "position_options": {**own.position_options, **(options or {})}})
+    old, old_options = scheme_of(own)
+    name = OLD_NAMES.get(name or "", name) or old
+    if name == old:
+        return HfRopeConfig(**{**settings, "position_options": {**old_options, **(options or {})}})
     new: dict[str, Any] = {"position_embedding_type": name, "position_options": options, "rope_parameters": None}
     return HfRopeConfig(**{**settings, **new})
 
 
-def scheme_of(config: HfRopeConfig) -> tuple:
-    """What must be equal for a conversion to be exact."""
-    options = {key: value for key, value in config.position_options.items() if key != "pairing"}
-    return config.position_embedding_type, options
+def scheme_of(config: HfRopeConfig) -> tuple[str, dict[str, Any]]:
+    """The scheme's name, and a copy of its options."""
+    return config.position_embedding_type, dict(config.position_options or {})
 
 
 def fill(model: PreTrainedModel, tensors: dict, origin: dict[str, str], names: dict[str, str] | None, report: Report):

@@ -1,5 +1,7 @@
 """DeBERTa v2 and v3 (He et al. 2020, 2021), without the convolution of v2's large models."""
 
+from typing import ClassVar
+
 from .source import CLASSIFIERS, COMPUTED, EMBEDDINGS, LAYERS, POOLER, POSITIONS, PREDICTIONS, TABLE, Source, refuse
 
 NEW_HEAD = {
@@ -24,7 +26,7 @@ class DebertaV2Source(Source):
         "embeddings.position_embeddings": "position.absolute",
     }
     dropped = {**COMPUTED, r"^mask_predictions\.": "hf_rope has no discriminator head"}
-    reads = (
+    reads: ClassVar[tuple[str, ...]] = (
         *("position_buckets", "share_att_key", "norm_rel_ebd", "cls_dropout", "conv_kernel_size", "embedding_size"),
         *("attention_head_size", "pooler_hidden_size", "z_steps", "talking_head", "conv_act", "conv_groups"),
     )

@@ -22,7 +22,11 @@ GELU = "its masked-LM head has gelu whatever the layers have: convert the encode
 
 
 class RobertaSource(Source):
-    """Its positions begin at pad_token_id + 1: the rows before are cut off, so that they begin at 0."""
+    """Its positions begin at pad_token_id + 1: the rows before are cut off, so that they begin at 0.
+
+    It does not count padding tokens; hf_rope counts all tokens of the attention mask, which is the same where every
+    padding token is masked.
+    """
 
     prefix = "roberta"
     names = {
