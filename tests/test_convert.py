@@ -53,7 +53,7 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
     "deberta-v2-short": ("DebertaV2", {**RELATIVE, **SHORT, "legacy": False}),
     "deberta-v3": ("DebertaV2", {**V3, "position_biased_input": False}),
     "deberta-v3-absolute": ("DebertaV2", V3),
-    "deberta-v2-no-relative": ("DebertaV2", {"position_biased_input": False}),
+    "deberta-v2-no-relative": ("DebertaV2", {"position_biased_input": False, "norm_rel_ebd": "layer_norm"}),
     "roformer": ("RoFormer", {"summary_type": "first"}),
     "roformer-odd": ("RoFormer", {**ODD, "embedding_size": 20, "rotary_value": True, "hidden_act": "relu"}),
     "roformer-summary": (
@@ -527,6 +527,12 @@ REFUSALS: dict[str, tuple[str, str, Any, str]] = {
         MASKED,
         lambda folder: (folder / "config.json").unlink(),
         r"has no config\.json that can be read",
+    ),
+    "wrong type": (
+        "bert",
+        MASKED,
+        setting(hidden_size="32"),
+        r"config\.json does not fit: .*'hidden_size' expected int",
     ),
     "no type": (
         "bert",

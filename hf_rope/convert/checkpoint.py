@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
@@ -66,7 +67,10 @@ def read_checkpoint(source: PreTrainedModel | str | Path, known) -> Checkpoint:
         raise ValueError(f"{name}/config.json has no model_type: add the one that is right of {', '.join(known)}.")
     check_type(raw["model_type"], f"{name}/config.json", known)
     config_class = HfRopeConfig if raw["model_type"] == "hf_rope" else CONFIG_MAPPING[raw["model_type"]]
-    config = config_class.from_dict(dict(raw))
+    try:
+        config = config_class.from_dict(dict(raw))
+    except StrictDataclassError as error:
+        raise ValueError(f"{name}/config.json does not fit: {error.__cause__ or error}.") from None
     known_keys = {
         *BASE_KEYS,
         *(field.name for field in fields(config_class)),

@@ -15,7 +15,7 @@ class DebertaSource(DebertaV2Source):
         "encoder.layer.{}.attention.self.pos_proj": "position.key_projections.{}",
         "encoder.layer.{}.attention.self.pos_q_proj": "position.query_projections.{}",
     }
-    reads = ("cls_dropout", "embedding_size", "pooler_hidden_size", "z_steps", "talking_head")
+    reads = ("cls_dropout", "embedding_size", "pooler_hidden_size", "talking_head")
 
     def options(self, config):
         own = {"position_buckets": 0, "share_att_key": False, "norm_rel_ebd": False}

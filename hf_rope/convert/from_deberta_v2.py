@@ -28,7 +28,7 @@ class DebertaV2Source(Source):
     dropped = {**COMPUTED, r"^mask_predictions\.": "hf_rope has no discriminator head"}
     reads: ClassVar[tuple[str, ...]] = (
         *("position_buckets", "share_att_key", "norm_rel_ebd", "cls_dropout", "conv_kernel_size", "embedding_size"),
-        *("attention_head_size", "pooler_hidden_size", "z_steps", "talking_head", "conv_act", "conv_groups"),
+        *("attention_head_size", "pooler_hidden_size", "talking_head"),
     )
 
     def check(self, config, head):
@@ -74,9 +74,9 @@ class DebertaV2Source(Source):
     def adapt(self, tensors, config, head, report):
         if not config.position_biased_input and tensors.pop(TABLE, None) is not None:
             report.dropped[TABLE] = "not read with position_biased_input=False"
-        if not config.relative_attention and tensors.pop("encoder.LayerNorm.weight", None) is not None:
-            tensors.pop("encoder.LayerNorm.bias", None)
-            report.dropped["encoder.LayerNorm"] = "not read with relative_attention=False"
+        for key in ("encoder.LayerNorm.weight", "encoder.LayerNorm.bias"):
+            if not config.relative_attention and tensors.pop(key, None) is not None:
+                report.dropped[key] = "not read with relative_attention=False"
         new = [key for key in tensors if key.startswith("lm_predictions.")]
         old = [key for key in tensors if key.startswith("cls.predictions.")]
         if new and old:
