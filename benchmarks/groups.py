@@ -18,6 +18,7 @@ GROUPS = {
     "relative": lambda arguments: cases.relative_forward(),
     "modern": lambda arguments: cases.modern_forward(),
     "costs": lambda arguments: cases.scheme_costs(),
+    "convert": lambda arguments: cases.converted(),
     "lengths": lambda arguments: cases.lengths(arguments.longest),
     "memory": None,
 }

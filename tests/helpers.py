@@ -23,6 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "shaw-keys-only": {"position_options": {"relative_values": False, "max_distance": 3}},
     "shaw-short": {"position_options": {"max_distance": 3}},
     "t5-small": {"position_options": {"num_buckets": 8, "max_distance": 12}},
+    "t5-absolute": {"position_options": {"absolute_embeddings": True}, "embedding_size": 20},
     "tupe-tied": {"position_options": {"untie_cls": False}},
     "tupe-relative": {"position_options": {"relative_bias": True, "num_buckets": 8, "max_distance": 12}},
     "deberta-c2p": {"position_options": {"pos_att_type": ["c2p"], "position_buckets": 0, "max_relative_positions": 6}},
@@ -36,6 +37,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
         }
     },
     "deberta-buckets": {"position_options": {"position_buckets": 8, "max_relative_positions": 16}},
+    "deberta-absolute": {
+        "position_options": {"absolute_embeddings": True, "position_buckets": 8, "max_relative_positions": 16}
+    },
     "alibi-6-heads": {"num_attention_heads": 6, "hidden_size": 36},
     "rotary-halves": {"position_options": {"pairing": "halves"}},
     "rotary-value": {"position_options": {"rotary_value": True}},

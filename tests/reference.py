@@ -74,6 +74,13 @@ def t5_bucket(distance, num_buckets, max_distance):
     return n + (half if distance > 0 else 0)
 
 
+def absolute_embed(p, x, i):
+    return x + p.absolute.weight[i] if p.options.absolute_embeddings else x
+
+
+t5_embed = deberta_embed = absolute_embed
+
+
 def t5_score(p, layer, head, i, j, q, k, n):
     row = t5_bucket(j - i, p.options.num_buckets, p.options.max_distance)
     return content(q, k) + p.bias.weight[row, head]

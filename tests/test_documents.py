@@ -178,7 +178,8 @@ def test_readme_blocks_run_as_pasted(tmp_path):
     assert "torch.Size([1, 32, 64])" in outputs[0]
     assert "HfRopeForSequenceClassification" in outputs[1]
     assert "'rope_type': 'yarn'" in outputs[2]
-    assert len(outputs) == 3
+    assert "BertForMaskedLM" in outputs[3]
+    assert len(outputs) == 4
 
 
 def test_readme_example_of_a_scheme_works(monkeypatch):

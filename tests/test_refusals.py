@@ -157,6 +157,11 @@ CONFIGS = {
         {"hidden_act": "gleu"},
         r"hidden_act='gleu' is unknown; the nearest is 'gelu', all are: .*silu",
     ),
+    "pooler activation": (
+        "none",
+        {"pooler_activation": "tahn"},
+        r"pooler_activation='tahn' is unknown; the nearest is 'tanh', all are: .*silu",
+    ),
     **{
         f"{key}={value}": ("none", {key: value}, rf"{key} is {value}; it must be 1 or more")
         for key in (

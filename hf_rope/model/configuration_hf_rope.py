@@ -88,6 +88,7 @@ class HfRopeConfig(PreTrainedConfig):
             such as `{"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0}`.
         classifier_pooling: "cls" pools the first real token through a dense layer, "mean" averages the real tokens.
         classifier_dropout: dropout before the classifiers; None for `hidden_dropout_prob`.
+        pooler_activation: what follows the pooler's dense layer, named as `hidden_act`; "linear" for nothing.
         tie_word_embeddings: whether the masked-LM head shares the word embeddings.
 
     Raises:
@@ -116,6 +117,7 @@ class HfRopeConfig(PreTrainedConfig):
     rope_parameters: dict[str, Any] | None = None
     classifier_pooling: Literal["cls", "mean"] = "cls"
     classifier_dropout: float | int | None = None
+    pooler_activation: str = "tanh"
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
@@ -191,8 +193,9 @@ class HfRopeConfig(PreTrainedConfig):
                 f"pad_token_id is {self.pad_token_id}; it must be None or from 0 to {self.vocab_size - 1} (vocab_size="
                 f"{self.vocab_size})."
             )
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act={self.hidden_act!r} is unknown; {nearest(self.hidden_act, ACT2FN)}.")
+        for key in ("hidden_act", "pooler_activation"):
+            if (name := getattr(self, key)) not in ACT2FN:
+                raise ValueError(f"{key}={name!r} is unknown; {nearest(name, ACT2FN)}.")
 
     def validate_position(self) -> None:
         """Refuses options that the scheme cannot use with these sizes."""

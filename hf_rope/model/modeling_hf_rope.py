@@ -119,18 +119,19 @@ class HfRopeLayer(GradientCheckpointingLayer):
 
 
 class HfRopePooler(nn.Module):
-    """The first real token through a dense layer and tanh, as BERT: (B, L, D) -> (B, D)."""
+    """The first real token through a dense layer and tanh, or `pooler_activation`, as BERT: (B, L, D) -> (B, D)."""
 
     def __init__(self, config):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation: Callable = ACT2FN[config.pooler_activation]
 
     def forward(self, x: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         if attention_mask is None or attention_mask.ndim != 2:
             first = x[:, 0]
         else:
             first = x[torch.arange(len(x), device=x.device), attention_mask.to(torch.int8).argmax(-1)]
-        return self.dense(first).tanh()
+        return self.activation(self.dense(first))
 
 
 class HfRopePreTrainedModel(PreTrainedModel):

@@ -6,10 +6,11 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 
-from .position_base import PositionScheme, distance_index, distance_scores, distance_scores_by_key
+from .position_base import distance_index, distance_scores, distance_scores_by_key
+from .position_learned import WithAbsoluteTable
 
 
-class DebertaPosition(PositionScheme):
+class DebertaPosition(WithAbsoluteTable):
     """s_ij = [Qc_i . Kc_j + Qc_i . Kr_delta + Kc_j . Qr_delta] / sqrt(3d), delta = clamp(i - j + k, 0, 2k - 1).
 
     The divisor is sqrt(d * (1 + number of position terms)). The paper indexes the last term with delta(j, i); the
@@ -28,7 +29,8 @@ class DebertaPosition(PositionScheme):
 
         pos_att_type: the position terms, "c2p" (content to position) and "p2c"; max_relative_positions: distances
         from here on are one; position_buckets: logarithmic buckets a side, 0 for none; share_att_key: project the
-        table by the layer's query and key projections; norm_rel_ebd: whether the table passes a LayerNorm.
+        table by the layer's query and key projections; norm_rel_ebd: whether the table passes a LayerNorm;
+        absolute_embeddings: add a learned absolute table as well (`position_biased_input`).
         """
 
         pos_att_type: list[str] = field(default_factory=lambda: ["c2p", "p2c"])
@@ -36,6 +38,7 @@ class DebertaPosition(PositionScheme):
         position_buckets: int = 256
         share_att_key: bool = True
         norm_rel_ebd: bool = True
+        absolute_embeddings: bool = False
 
     def __init__(self, config):
         super().__init__(config)

@@ -7,10 +7,11 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 
-from .position_base import PositionScheme, distance_index, spread_distances
+from .position_base import distance_index, spread_distances
+from .position_learned import WithAbsoluteTable
 
 
-class T5Position(PositionScheme):
+class T5Position(WithAbsoluteTable):
     """s_ij = q_i . k_j / sqrt(d) + b_{h, bucket(j-i)}: one table of (num_buckets, H) for all layers. No length limit.
 
     T5 itself leaves the sqrt(d) out; MPNet keeps it, and so does this scheme.
@@ -21,10 +22,14 @@ class T5Position(PositionScheme):
     @strict
     @dataclass
     class Options:
-        """num_buckets: rows of the table, even; max_distance: from here on all distances share the last bucket."""
+        """num_buckets: rows of the table, even; max_distance: from here on all distances share the last bucket.
+
+        absolute_embeddings: add a learned absolute table as well, as MPNet does.
+        """
 
         num_buckets: int = 32
         max_distance: int = 128
+        absolute_embeddings: bool = False
 
     def __init__(self, config):
         super().__init__(config)

@@ -1,0 +1,77 @@
+"""How far two models' outputs are apart, on text or on random ids."""
+
+import copy
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .source import RELATIVE_KEYS
+from .weights import HEADS
+
+TEXTS = (
+    "Rotary embeddings turn queries and keys by an angle that grows with the position.",
+    "A short one.",
+)
+LIMIT = 1e-5
+"""The greatest difference that counts as equal, for outputs up to 1; for larger ones, as many times more."""
+
+
+def sample(config, tokenizer=None, head: str = "Model") -> dict[str, torch.Tensor]:
+    """Two sequences of different lengths, padded on the right; as two choices of one example for multiple choice."""
+    if tokenizer is not None and tokenizer.pad_token is not None:
+        tokenizer.padding_side = "right"
+        batch = dict(tokenizer(list(TEXTS), padding=True, truncation=True, max_length=64, return_tensors="pt"))
+        batch.pop("token_type_ids", None)
+    else:
+        pad = config.pad_token_id or 0
+        draw = torch.randint(0, config.vocab_size - 1, (2, 12), generator=torch.Generator().manual_seed(0))
+        ids, mask = draw + (draw >= pad), torch.ones(2, 12, dtype=torch.long)
+        ids[1, 7:], mask[1, 7:] = pad, 0
+        batch = {"input_ids": ids, "attention_mask": mask}
+    return {key: value[None] for key, value in batch.items()} if head == "ForMultipleChoice" else batch
+
+
+@torch.no_grad()
+def difference(one: PreTrainedModel, other: PreTrainedModel, batch: dict[str, Any]) -> tuple[float, float]:
+    """The greatest difference of the outputs that both have, and the greatest size of the first's.
+
+    Hidden states and logits of tokens are compared at real tokens only.
+    """
+    mask = batch.get("attention_mask")
+    greatest, size = 0.0, 0.0
+    for x, y in zip(*(tensors(model(**batch)) for model in (one, other)), strict=False):
+        if mask is not None and x.shape[: mask.ndim] == mask.shape:
+            x, y = x[mask.bool()], y[mask.bool()]
+        greatest, size = max(greatest, float((x - y).abs().max())), max(size, float(x.abs().max()))
+    return greatest, size
+
+
+def tensors(output) -> list[torch.Tensor]:
+    return [value for value in output.values() if isinstance(value, torch.Tensor)]
+
+
+def equal(greatest: float, size: float) -> bool:
+    return greatest <= LIMIT * max(1.0, size)
+
+
+def check_against_source(name: str, model: PreTrainedModel, tokenizer=None) -> tuple[float, float]:
+    """`difference` of a source, loaded with its own class, and its conversion, both in float32.
+
+    Raises:
+        ValueError: no class of transformers computes the source.
+    """
+    raw, _ = PreTrainedConfig.get_config_dict(name)
+    if raw.get("position_embedding_type") in RELATIVE_KEYS and raw["model_type"] != "hf_rope":
+        raise ValueError(
+            f"{name} has position_embedding_type={raw['position_embedding_type']!r}, which no class of transformers 5 "
+            "computes, so there is nothing to check against: convert it without --check."
+        )
+    head = next(head for head, ours in HEADS.items() if ours == type(model).__name__)
+    class_name = (raw.get("architectures") or [""])[0]
+    if not hasattr(transformers, class_name) or (head == "Model" and not class_name.endswith("Model")):
+        class_name = "AutoModel" + head.removeprefix("Model")
+    native = getattr(transformers, class_name)
+    source = native.from_pretrained(name, dtype=torch.float32).eval()
+    return difference(source, copy.deepcopy(model).float(), sample(source.config, tokenizer, head))

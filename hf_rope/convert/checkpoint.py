@@ -1,0 +1,144 @@
+"""Checkpoint: the configuration, the class name and the tensors of a source, read without its class."""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file
+
+from ..model.configuration_hf_rope import BASE_KEYS, HfRopeConfig
+
+
+@dataclass
+class Checkpoint:
+    """A source model.
+
+    Args:
+        name: the folder, the Hub name, or "a model".
+        config: its configuration.
+        class_name: the class that it was saved from; None where its configuration does not say.
+        tensors: its state dict.
+        dtype: the dtype of its floats, the widest where they are several.
+        unread: keys of its config.json that the native configuration does not know.
+    """
+
+    name: str
+    config: PreTrainedConfig
+    class_name: str | None
+    tensors: dict[str, torch.Tensor]
+    dtype: torch.dtype
+    unread: tuple[str, ...] = ()
+
+    @property
+    def family(self) -> str:
+        """What its class names begin with, such as "Bert"."""
+        return type(self.config).__name__.removesuffix("Config")
+
+
+def read_checkpoint(source: PreTrainedModel | str | Path, known) -> Checkpoint:
+    """Reads a model object, a folder or a name on the Hub.
+
+    Args:
+        known: the values of `model_type` that can be read.
+
+    Raises:
+        TypeError, ValueError: it is nothing of these, or a part is missing, unknown or broken.
+    """
+    if isinstance(source, PreTrainedModel):
+        check_type(source.config.model_type, "The model's class", known)
+        tensors = dict(source.state_dict())
+        return Checkpoint("a model", source.config, type(source).__name__, tensors, widest(tensors))
+    if not isinstance(source, str | Path):
+        raise TypeError(f"The source is a {type(source).__name__}; it must be a model, a folder or a name on the Hub.")
+    name = str(source)
+    try:
+        raw, _ = PreTrainedConfig.get_config_dict(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} has no config.json that can be read: {first_line(error)}") from None
+    if not raw:
+        raise ValueError(f"{name} has no config.json that can be read: save the model again with save_pretrained(...).")
+    if "model_type" not in raw:
+        raise ValueError(f"{name}/config.json has no model_type: add the one that is right of {', '.join(known)}.")
+    check_type(raw["model_type"], f"{name}/config.json", known)
+    config_class = HfRopeConfig if raw["model_type"] == "hf_rope" else CONFIG_MAPPING[raw["model_type"]]
+    try:
+        config = config_class.from_dict(dict(raw))
+    except StrictDataclassError as error:
+        raise ValueError(f"{name}/config.json does not fit: {error.__cause__ or error}.") from None
+    known_keys = {
+        *BASE_KEYS,
+        *(field.name for field in fields(config_class)),
+        "position_embedding_type",
+        "attribute_map",
+    }
+    unread = tuple(sorted(key for key in raw if key not in known_keys and not key.startswith("_")))
+    class_name = (raw.get("architectures") or [None])[0]
+    tensors = read_tensors(name)
+    return Checkpoint(name, config, class_name, tensors, widest(tensors), unread)
+
+
+def check_type(model_type: str, where: str, known) -> None:
+    if model_type not in known:
+        raise ValueError(f"{where} has model_type={model_type!r}, which has no conversion; known: {', '.join(known)}.")
+
+
+def read_tensors(name: str) -> dict[str, torch.Tensor]:
+    """All tensors of model.safetensors or of the shards that its index names."""
+    if index := find(name, SAFE_WEIGHTS_INDEX_NAME):
+        try:
+            places: dict[str, str] = json.loads(Path(index).read_text())["weight_map"]
+        except (json.JSONDecodeError, KeyError):
+            raise ValueError(f"{index} is not an index of shards: download it again.") from None
+        tensors: dict[str, torch.Tensor] = {}
+        for shard in sorted(set(places.values())):
+            path = find(name, shard)
+            if path is None:
+                raise ValueError(f"{name} has no {shard}, which {SAFE_WEIGHTS_INDEX_NAME} names: download it.")
+            tensors |= load(path)
+        if missing := sorted(set(places) - set(tensors)):
+            raise ValueError(f"The shards of {name} lack {missing[0]}, which {SAFE_WEIGHTS_INDEX_NAME} names.")
+        return tensors
+    if path := find(name, SAFE_WEIGHTS_NAME):
+        return load(path)
+    remedy = "save it again with its own class: Class.from_pretrained(...).save_pretrained(...)"
+    if find(name, WEIGHTS_NAME):
+        raise ValueError(f"{name} has {WEIGHTS_NAME}, a pickle, and no {SAFE_WEIGHTS_NAME}: {remedy}.")
+    raise ValueError(f"{name} has no {SAFE_WEIGHTS_NAME}: {remedy}.")
+
+
+def find(name: str, file: str) -> str | None:
+    """The path of a file of a folder or of a repository on the Hub; None where there is none."""
+    missing_is_none: dict[str, Any] = {
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_gated_repo": False,
+        "_raise_exceptions_for_connection_errors": False,
+    }
+    return cached_file(name, file, **missing_is_none)
+
+
+def load(path: str) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a complete safetensors file ({first_line(error)}): download it again."
+        ) from None
+
+
+def widest(tensors: dict[str, torch.Tensor]) -> torch.dtype:
+    """The dtype that holds every float tensor."""
+    found = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    dtype = found.pop() if found else torch.float32
+    for other in found:
+        dtype = torch.promote_types(dtype, other)
+    return dtype
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,114 @@
+"""to_native: hf_rope models back as native ones: `rotary` as RoFormer, `learned` as BERT."""
+
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from .from_bert import BertSource
+from .from_roformer import ANGLES, RoFormerSource
+from .pairing import change_pairing
+from .report import Report
+from .source import Source, rename
+from .weights import HEADS, parts
+
+SHARED = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size"),
+    *("initializer_range", "layer_norm_eps", "pad_token_id", "id2label", "label2id", "problem_type"),
+    *("chunk_size_feed_forward", "tie_word_embeddings"),
+)
+FAMILIES: dict[str, tuple[str, Source]] = {"learned": ("Bert", BertSource()), "rotary": ("RoFormer", RoFormerSource())}
+POOLED = ("ForSequenceClassification", "ForMultipleChoice")
+
+
+def to_native(model: PreTrainedModel) -> PreTrainedModel:
+    """The same head as a native model: RoFormer for `rotary`, BERT for `learned`; eval mode, same dtype and device.
+
+    Raises:
+        TypeError, ValueError: no native class computes this model; one sentence says why.
+    """
+    return to_native_with_report(model)[0]
+
+
+def to_native_with_report(model: PreTrainedModel) -> tuple[PreTrainedModel, Report]:
+    """As `to_native`; also what became of every tensor."""
+    if not isinstance(model, PreTrainedModel) or model.config.model_type != "hf_rope":
+        raise TypeError(f"to_native takes an hf_rope model, and got a {type(model).__name__}.")
+    config = model.config
+    head = next(head for head, ours in HEADS.items() if ours == type(model).__name__)
+    if config.position_embedding_type not in FAMILIES:
+        raise ValueError(
+            f"position_embedding_type={config.position_embedding_type!r} has no native class to go back to; these have "
+            f"one: {', '.join(FAMILIES)}."
+        )
+    family, source = FAMILIES[config.position_embedding_type]
+    report = Report(f"{type(model).__name__}, a model", f"{family}{head}")
+    settings = {key: getattr(config, key) for key in SHARED}
+    settings |= bert_settings(config, head) if family == "Bert" else roformer_settings(config, head, report)
+
+    tensors = parts(model.state_dict())
+    if config.position_options.get("pairing") == "halves":
+        change_pairing(tensors, config, "interleaved")
+        report.notes.append("Rotary pairing 'halves': the projections are reordered to RoFormer's interleaved pairs.")
+    native_config = getattr(transformers, f"{family}Config")(**settings)
+    pooler = {"add_pooling_layer": "pooler.dense.weight" in tensors} if report.target == "BertModel" else {}
+    native = getattr(transformers, report.target)._from_config(native_config, dtype=model.dtype, **pooler)
+    used = set()
+    with torch.no_grad():
+        for key, target in native.state_dict().items():
+            key = key.removeprefix(f"{source.prefix}.")
+            if key == ANGLES:
+                report.new[key] = "sines and cosines, computed"
+            else:
+                ours = rename(key, source.names) or key
+                target.copy_(tensors[ours])
+                used.add(ours)
+    report.copied = len(used)
+    report.dropped = {key: f"{report.target} has no such part" for key in tensors if key not in used}
+    return native.to(model.device).eval(), report
+
+
+def need(fits: bool, config, key: str, why: str) -> None:
+    """Raises ValueError where the native class has no such setting."""
+    if not fits:
+        raise ValueError(f"The model has {key}={getattr(config, key)!r}, which the native class cannot compute: {why}.")
+
+
+def check_pooling(config, head: str) -> None:
+    if head == "ForSequenceClassification":
+        need(config.classifier_pooling == "cls", config, "classifier_pooling", "it pools the first token")
+
+
+def bert_settings(config, head: str) -> dict[str, Any]:
+    check_pooling(config, head)
+    need(config.type_vocab_size > 0, config, "type_vocab_size", "BERT has one token type at least")
+    equal = config.embedding_size == config.hidden_size
+    need(equal, config, "embedding_size", f"BERT's embeddings have hidden_size={config.hidden_size}")
+    if head in ("Model", *POOLED):
+        need(config.pooler_activation == "tanh", config, "pooler_activation", "BERT's pooler has tanh")
+    return {"classifier_dropout": config.classifier_dropout}
+
+
+def roformer_settings(config, head: str, report: Report) -> dict[str, Any]:
+    check_pooling(config, head)
+    need(config.type_vocab_size > 0, config, "type_vocab_size", "RoFormer has one token type at least")
+    rope = config.rope_parameters
+    plain = rope["rope_type"] == "default" and rope["rope_theta"] == 10000 and rope.get("partial_rotary_factor", 1) == 1
+    need(plain, config, "rope_parameters", "RoFormer turns whole heads by theta 10000, without scaling")
+    found = {"embedding_size": config.embedding_size, "rotary_value": config.position_options["rotary_value"]}
+    if head == "ForSequenceClassification":
+        equal = config.pooler_activation == config.hidden_act
+        need(equal, config, "pooler_activation", f"RoFormer's classifier has hidden_act={config.hidden_act!r} there")
+    dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+    if head == "ForMultipleChoice":
+        return found | {
+            "summary_type": "first",
+            "summary_use_proj": True,
+            "summary_activation": config.pooler_activation,
+            "summary_last_dropout": dropout,
+        }
+    if dropout != config.hidden_dropout_prob:
+        report.notes.append("Training differs: RoFormer's heads have hidden_dropout_prob for classifier_dropout.")
+    return found

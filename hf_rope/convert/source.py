@@ -1,0 +1,114 @@
+"""Source: what one architecture calls its tensors and settings, and what of it cannot be computed here."""
+
+import re
+from typing import Any, ClassVar
+
+import torch
+
+from .report import Report
+
+EMBEDDINGS = {
+    "embeddings.word_embeddings": "embeddings.word_embeddings",
+    "embeddings.token_type_embeddings": "embeddings.token_type_embeddings",
+    "embeddings.LayerNorm": "embeddings.norm",
+}
+POSITIONS = {
+    "embeddings.position_embeddings": "position.embeddings",
+    "encoder.layer.{}.attention.self.distance_embedding": "position.distance_embeddings.{}",
+}
+PROJECTIONS = {
+    f"encoder.layer.{{}}.attention.self.{x}": f"layers.{{}}.attention.{x}" for x in ("query", "key", "value")
+}
+LAYERS = {
+    "encoder.layer.{}.attention.output.dense": "layers.{}.attention.output",
+    "encoder.layer.{}.attention.output.LayerNorm": "layers.{}.attention_norm",
+    "encoder.layer.{}.intermediate.dense": "layers.{}.intermediate",
+    "encoder.layer.{}.output.dense": "layers.{}.output",
+    "encoder.layer.{}.output.LayerNorm": "layers.{}.output_norm",
+}
+PREDICTIONS = {
+    "cls.predictions": "lm_head.decoder",
+    "cls.predictions.decoder": "lm_head.decoder",
+    "cls.predictions.transform.dense": "lm_head.dense",
+    "cls.predictions.transform.LayerNorm": "lm_head.norm",
+}
+LM_HEAD = {
+    "lm_head": "lm_head.decoder",
+    "lm_head.decoder": "lm_head.decoder",
+    "lm_head.dense": "lm_head.dense",
+    "lm_head.layer_norm": "lm_head.norm",
+}
+CLASSIFIERS = {"classifier": "classifier", "qa_outputs": "qa_outputs"}
+DENSE_CLASSIFIER = {"classifier.dense": "pooler.dense", "classifier.out_proj": "classifier"}
+POOLER = {"pooler.dense": "pooler.dense"}
+
+COMPUTED = {
+    r"^embeddings\.(position_ids|token_type_ids)$": "counted anew at every forward",
+}
+RELATIVE_KEYS = ("relative_key", "relative_key_query")
+
+
+class Source:
+    """One architecture. Names are those of modules, "{}" for a layer's number, without the prefix of the encoder."""
+
+    prefix: ClassVar[str]
+    """What the encoder's tensors begin with where the model has a head."""
+    names: ClassVar[dict[str, str]]
+    """The source's modules and what they are called here, as in `weights.parts`."""
+    heads: ClassVar[dict[str, str]] = {}
+    """Heads that the source has beside those of `weights.HEADS`, and the one of these that they become."""
+    dropped: ClassVar[dict[str, str]] = {}
+    """Tensors, as regular expressions, that have no place here and that nothing misses, with the reason."""
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Settings that the source reads and its configuration class does not list."""
+    refused_heads: ClassVar[dict[str, str]] = {}
+    """Heads that have no place here, with the way out."""
+
+    def check(self, config, head: str) -> None:
+        """Raises ValueError for a setting that cannot be computed here; `head` as in `weights.HEADS`."""
+        for key in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
+            refuse(config, key, (False, None), "hf_rope is an encoder and has no causal or cross attention")
+
+    def settings(self, config, head: str) -> dict[str, Any]:
+        """The fields of HfRopeConfig that are not those of the same name in the source."""
+        return {"position_embedding_type": absolute_or_relative(config)}
+
+    def adapt(self, tensors: dict[str, torch.Tensor], config, head: str, report: Report) -> None:
+        """Changes tensors, under the source's names, that differ by more than the name; in place."""
+
+    def names_of(self, config) -> dict[str, str]:
+        """`names`, where they depend on a setting."""
+        return self.names
+
+
+NUMBER = re.compile(r"\.(\d+)(?=\.|$)")
+
+
+def rename(key: str, names: dict[str, str]) -> str | None:
+    """The name of a tensor under another architecture, from its module's; None where it has no such module."""
+    module, _, leaf = key.rpartition(".")
+    template = names.get(NUMBER.sub(".{}", module))
+    return None if template is None else f"{template.format(*NUMBER.findall(module))}.{leaf}"
+
+
+def refuse(config, key: str, allowed: tuple, why: str) -> None:
+    """Raises ValueError where a setting, if it is there, has another value than those allowed."""
+    value = getattr(config, key, allowed[0])
+    if value not in allowed:
+        raise ValueError(f"The source has {key}={value!r}, which cannot be converted: {why}.")
+
+
+def absolute_or_relative(config) -> str:
+    """The scheme of BERT and its kin: absolute, or one of transformers 4's relative keys."""
+    refuse(config, "position_embedding_type", ("absolute", *RELATIVE_KEYS), "that is no scheme of BERT")
+    kind = getattr(config, "position_embedding_type", "absolute")
+    return "learned" if kind == "absolute" else kind
+
+
+def drop_unread_positions(tensors: dict[str, torch.Tensor], config, report: Report) -> None:
+    """Drops the absolute table that transformers 4 built, and did not read, beside relative keys."""
+    if absolute_or_relative(config) in RELATIVE_KEYS and tensors.pop(TABLE, None) is not None:
+        report.dropped[TABLE] = f"not read by position_embedding_type={config.position_embedding_type!r}"
+
+
+TABLE = "embeddings.position_embeddings.weight"
