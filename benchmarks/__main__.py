@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: hf_rope beside the native classes; prints a table, writes results.json and PNGs."""
+"""`python -m benchmarks`: hf_rope beside the native classes; prints a table, writes it as JSON, Markdown and PNGs."""
 
 import argparse
 import json
@@ -50,6 +50,7 @@ def main() -> None:
             results["rows"] += in_fresh_process(measure_speed, group, arguments)
         path.write_text(json.dumps(results, indent=1))
     print_table(results)
+    (arguments.output / "results.md").write_text(as_markdown(results))
     draw(results, arguments.output)
 
 
@@ -71,6 +72,20 @@ def print_table(results: dict) -> None:
     Console().print(table)
     for name, figures in results["memory"].items():
         print(f"peak memory above the weights, MB: {name:10}", {k: round(v) for k, v in figures.items()})
+
+
+def as_markdown(results: dict) -> str:
+    """The tables of speed and of memory."""
+    lines = ["| scheme | work | against | ratio | quartiles | wanted |", "|---|---|---|---|---|---|"]
+    for row in results["rows"]:
+        goal = "" if row["goal"] is None else f"{row['goal']:.2f}"
+        figures = f"{row['median']:.2f} | {row['low']:.2f} to {row['high']:.2f} | {goal}"
+        lines.append(f"| {row['scheme']} | {row['work']} | {row['against']} | {figures} |")
+    for name, figures in results["memory"].items():
+        if name == next(iter(results["memory"])):
+            lines += ["", f"| MB above the weights | {' | '.join(figures)} |", "|---" * (len(figures) + 1) + "|"]
+        lines.append(f"| {name} | {' | '.join(f'{value:,.0f}' for value in figures.values())} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from matplotlib import pyplot as plt
+from matplotlib.ticker import NullLocator
 
 
 def draw(results: dict, folder: Path) -> None:
@@ -20,7 +21,7 @@ def draw(results: dict, folder: Path) -> None:
             axes.annotate(f"{row['median']:.2f}x", (n, y), textcoords="offset points", xytext=(0, -16), ha="center")
         axes.set(xscale="log", xlabel="tokens in one sequence", ylabel="tokens a second", ylim=(0, None))
         axes.set_xticks(lengths, [str(n) for n in lengths], minor=False)
-        axes.set_title(f"Forward speed by length ({setting})")
+        axes.set_title(f"Forward speed by length\n{setting}")
         finish(figure, axes, folder / "speed_by_length.png")
     if results["memory"]:
         figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
@@ -30,7 +31,7 @@ def draw(results: dict, folder: Path) -> None:
         axes.set(xscale="log", yscale="log", xlabel="tokens in one sequence", ylabel="MB above the weights")
         ticks = [int(n) for n in next(iter(results["memory"].values()))]
         axes.set_xticks(ticks, [str(n) for n in ticks], minor=False)
-        axes.set_title(f"Peak memory of a forward ({setting})")
+        axes.set_title(f"Peak memory of a forward\n{setting}")
         finish(figure, axes, folder / "memory_by_length.png")
     rows = sorted((row for row in results["rows"] if row["part"] == "costs"), key=lambda row: row["median"])
     if rows:
@@ -41,11 +42,12 @@ def draw(results: dict, folder: Path) -> None:
         axes.bar_label(bars, [f"{cost:.2f}" for cost in costs], padding=12)
         axes.axvline(1, color="black", linewidth=1)
         axes.set(xlabel="time of a forward over that of none", xlim=(0, max(costs) * 1.15))
-        axes.set_title(f"Cost of each position scheme, 4x512 ({setting})")
+        axes.set_title(f"Cost of each position scheme, 4x512\n{setting}")
         figure.savefig(folder / "scheme_cost.png", dpi=150)
 
 
 def finish(figure, axes, path: Path) -> None:
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -113,16 +113,18 @@ def pretrain(
     training: TrainingArguments,
     mlm_probability: float = 0.15,
     resume: bool = False,
+    checkpoint: str | None = None,
 ) -> dict[str, Any]:
-    """Trains one scheme, saves its folder and returns its numbers.
+    """Trains one scheme, from `checkpoint` or from scratch, saves its folder and returns its numbers.
 
     Perplexity is exp of the validation loss, the mean over batches of the mean over masked tokens.
     """
     training, clock = copy.copy(training), StepClock()
     training.output_dir = str(Path(training.output_dir) / config.position_embedding_type)
     set_seed(training.seed)
+    new = AutoModelForMaskedLM.from_config
     trainer = Trainer(
-        model=AutoModelForMaskedLM.from_config(config),
+        model=new(config) if checkpoint is None else AutoModelForMaskedLM.from_pretrained(checkpoint),
         args=training,
         data_collator=BatchSeededMasking(tokenizer, mlm_probability=mlm_probability),
         train_dataset=train,
