@@ -179,7 +179,8 @@ def test_readme_blocks_run_as_pasted(tmp_path):
     assert "HfRopeForSequenceClassification" in outputs[1]
     assert "'rope_type': 'yarn'" in outputs[2]
     assert "BertForMaskedLM" in outputs[3]
-    assert len(outputs) == 4
+    assert "fill-mask" in outputs[4]
+    assert len(outputs) == 5
 
 
 def test_readme_example_of_a_scheme_works(monkeypatch):
