@@ -97,7 +97,7 @@ def create_card(
         pipeline_tag=task_of(model),
         tags=[*scheme["tags"], *tags],
         metrics=list(dict.fromkeys(one.metric_type for one in results)) or None,
-        model_name=title,
+        model_name=title if results else None,
         eval_results=results or None,
     )
     return ModelCard.from_template(

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +23,19 @@ print(json.dumps({
     "name": __name__, "file": __file__, "argv": sys.argv, "path": sys.path, "here": os.getcwd(), "beside": beside.HERE,
     "main": [main.__file__, main.__spec__, main.json is json], "registered": "hf_rope" in sys.modules,
 }))
+"""
+
+ARGUMENTS = """
+from __future__ import annotations
+from dataclasses import dataclass
+from transformers import AutoConfig, AutoModel, HfArgumentParser
+
+@dataclass
+class Folder:
+    folder: str
+
+(arguments,) = HfArgumentParser(Folder).parse_args_into_dataclasses()
+print(type(AutoModel.from_config(AutoConfig.from_pretrained(arguments.folder))).__module__)
 """
 
 WORKERS = """
@@ -94,13 +109,9 @@ def test_a_script_sees_what_it_would_see_alone(report, tmp_path):
 
 def test_hf_rope_is_registered_and_a_link_leads_to_its_scripts_folder(tmp_path, in_process, capsys):
     tiny_config("shaw").save_pretrained(tmp_path / "model")
-    code = (
-        "import sys\nfrom transformers import AutoConfig, AutoModel\nconfig = AutoConfig.from_pretrained(sys.argv[1])\n"
-    )
-    script = write(tmp_path / "real" / "script.py", code + "print(type(AutoModel.from_config(config)).__module__)")
-    link = tmp_path / "link.py"
+    script, link = write(tmp_path / "real" / "script.py", ARGUMENTS), tmp_path / "link.py"
     link.symlink_to(script)
-    in_process([str(link), str(tmp_path / "model")])
+    in_process([str(link), "--folder", str(tmp_path / "model")])
     assert capsys.readouterr().out == "hf_rope.model.modeling_hf_rope\n"
     assert sys.path[0] == str(script.parent)
     assert sys.modules["__main__"].__file__ == str(link)
@@ -142,12 +153,18 @@ def test_workers_share_the_scripts_own_classes_and_functions(tmp_path):
     )
 
 
-def test_accelerate_launches_it_as_a_module(report, tmp_path):
-    settings = ["--cpu", "--num_processes=1", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-    command = ["accelerate.commands.launch", *settings, "-m", "hf_rope.run", "scripts/report.py", "--flag", "x"]
-    done = launch("-m", *command, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout.splitlines()[-1])
-    assert seen["argv"] == ["scripts/report.py", "--flag", "x"]
-    assert seen["path"][0] == str(report.parent)
-    assert seen["registered"]
+def test_the_readmes_commands_run_as_pasted(report, tmp_path):
+    """With scripts of these names that say what they see; one command is under `accelerate launch`."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = re.search(r"^## Scripts, unchanged\n.*?```\n(.*?)```", text, re.MULTILINE | re.DOTALL).group(1)
+    programs = {"python": [], "accelerate": ["-m", "accelerate.commands.accelerate_cli"]}
+    for program, *arguments in map(shlex.split, commands.splitlines()):
+        start = arguments.index("hf_rope.run") + 1
+        write(report.parent / arguments[start], REPORT)
+        done = launch(*programs.pop(program), *arguments, folder=report.parent)
+        assert done.returncode == 0, done.stderr
+        seen = json.loads(done.stdout.splitlines()[-1])
+        assert seen["argv"] == arguments[start:]
+        assert seen["path"][0] == str(report.parent)
+        assert seen["registered"]
+    assert programs == {}
