@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import EvalResult, HfApi, ModelCard, RepoUrl
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer, Trainer, TrainingArguments
 
 from heads import HEADS
@@ -218,3 +218,19 @@ def test_trainers_own_card_has_the_heads_task(name, tmp_path):
     trainer.create_model_card(dataset_tags="me/text", dataset="Text")
     head = yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
     assert [one["task"]["type"] for one in head["model-index"][0]["results"]] == [TASKS[name]]
+
+
+def test_what_card_trainer_pushes_has_the_card_and_the_code(tmp_path, monkeypatch):
+    pushed = {}
+
+    def upload_folder(self, repo_id, folder_path, **kwargs):
+        pushed[repo_id] = {path.name: path.read_text() for path in card.Path(folder_path).glob("*.[mp][dy]")}
+
+    monkeypatch.setattr(
+        HfApi, "create_repo", lambda self, repo_id, **kwargs: RepoUrl(f"https://huggingface.co/{repo_id}")
+    )
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    trained(CardTrainer, HEADS["masked-lm"].build(), tmp_path, hub_model_id="me/model").push_to_hub(license="mit")
+    assert "modeling_hf_rope.py" in pushed["me/model"]
+    made = ModelCard(pushed["me/model"]["README.md"])
+    assert (made.data.license, "Position scheme: `rotary`" in sections(made.text)) == ("mit", True)
