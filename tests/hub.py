@@ -101,6 +101,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers a request by the first method of `ROUTES` whose pattern fits, with the named groups as its arguments."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: Hub
 
     def answer(self) -> None:
@@ -117,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.unknown.append(f"{self.command} {self.path}")
             raise Refusal(404, "NotFound", f"This Hub has no {url}")
         except Refusal as refusal:
-            self.send(str(refusal).encode(), refusal.status, **refusal.headers)
+            self.send_json({"error": str(refusal)}, refusal.status, **refusal.headers)
 
     do_GET = do_HEAD = do_POST = do_PUT = answer
 
@@ -132,8 +133,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def send_json(self, value) -> None:
-        self.send(json.dumps(value).encode(), Content_Type="application/json")
+    def send_json(self, value, status: int = 200, **headers: str) -> None:
+        self.send(json.dumps(value).encode(), status, Content_Type="application/json", **headers)
 
     def hang_up(self) -> None:
         """Ends the connection without an answer."""
@@ -155,11 +156,12 @@ class Handler(BaseHTTPRequestHandler):
         self.require("write")
         asked = json.loads(self.body)
         repo = f"{asked['organization'] or USER}/{asked['name']}"
+        url = f"{self.server.url}/{repo}"
         with self.server.lock:
             if repo in self.server.repos:
-                raise Refusal(409, "", "You already created this model repo")
+                return self.send_json({"error": "You already created this model repo", "url": url}, 409)
             self.server.add(repo, {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"})
-        self.send_json({"name": repo, "url": f"{self.server.url}/{repo}"})
+        self.send_json({"name": repo, "url": url})
 
     def validate_card(self) -> None:
         self.send_json({"errors": [], "warnings": []})
@@ -177,14 +179,11 @@ class Handler(BaseHTTPRequestHandler):
     def batch(self, repo: str) -> None:
         self.require("write")
         self.server.commits(repo)
-        objects = []
-        for asked in json.loads(self.body)["objects"]:
-            urls = {
-                "upload": f"{self.server.storage_url}/storage/{asked['oid']}",
-                "verify": f"{self.server.url}/verify",
-            }
-            actions = {} if asked["oid"] in self.server.objects else {name: {"href": urls[name]} for name in urls}
-            objects.append({**asked, **({"actions": actions} if actions else {})})
+        objects = json.loads(self.body)["objects"]
+        for asked in objects:
+            if asked["oid"] not in self.server.objects:
+                upload, verify = f"{self.server.storage_url}/storage/{asked['oid']}", f"{self.server.url}/verify"
+                asked["actions"] = {"upload": {"href": upload}, "verify": {"href": verify}}
         self.send_json({"transfer": "basic", "objects": objects})
 
     def put(self, oid: str) -> None:

@@ -19,15 +19,22 @@ TESTS = Path(__file__).parent
 REPO = "me/model"
 
 PUSH = """
-import json, sys, time
+import json, sys
 from transformers import BertTokenizer
 from heads import HEADS
 
-time.sleep = lambda seconds: None  # before it gives up, the client waits for half a minute in all
 for repo, head, case in json.loads(sys.argv[1]):
     HEADS[head].build(case).push_to_hub(repo)
 for repo in sys.argv[2:]:
     BertTokenizer.from_pretrained("words").push_to_hub(repo)
+"""
+
+UPLOAD = """
+import time
+from huggingface_hub.cli.hf import main
+
+time.sleep = lambda seconds: None  # before it gives up, the client waits for half a minute in all
+main()
 """
 
 TRAIN = """
@@ -63,6 +70,12 @@ torch.save(results, "results.pt")
 """
 
 
+BREAKS = {
+    "put": "Error while uploading 'model.safetensors'",
+    "commit": "Server disconnected without sending a response",
+}
+
+
 @pytest.fixture
 def hub():
     with Hub() as hub:
@@ -92,7 +105,7 @@ class Client:
 
     def upload(self, folder: Path, **more) -> subprocess.CompletedProcess:
         """`hf upload` of a folder."""
-        return self.run("-m", "huggingface_hub.cli.hf", "upload", REPO, folder, **more)
+        return self.run("-c", UPLOAD, "upload", REPO, folder, **more)
 
     def try_load(self, *rows, tokenizers=()) -> subprocess.CompletedProcess:
         """`from_pretrained` of models, by repository, revision and head, where the package is not, without a token."""
@@ -162,39 +175,49 @@ def test_a_folder_uploaded_on_the_command_line_loads_without_the_package_and_giv
     close(client.load((REPO, "main", "single-label"))[0], output(model, "single-label"))
 
 
+@pytest.fixture
+def saved(tmp_path) -> dict[str, Path]:
+    """Folders of two encoders, by their scheme."""
+    folders = {scheme: tmp_path / scheme for scheme in ("rotary", "learned")}
+    for scheme, folder in folders.items():
+        HEADS["encoder"].build(scheme).save_pretrained(folder)
+    return folders
+
+
 @pytest.mark.parametrize(("token", "sentence"), [(WRONG_TOKEN, "401"), (READ_TOKEN, "403"), (None, "401")])
-def test_without_the_right_to_write_nothing_is_stored(token, sentence, hub, client, tmp_path):
-    HEADS["encoder"].build().save_pretrained(tmp_path / "saved")
-    fail(client.upload(tmp_path / "saved", token=token), sentence)
+def test_without_the_right_to_write_nothing_is_stored(token, sentence, hub, client, saved):
+    fail(client.upload(saved["rotary"], token=token), sentence)
     assert not hub.repos
-    succeed(client.upload(tmp_path / "saved"))
+    succeed(client.upload(saved["rotary"]))
     before, objects = [*hub.repos[REPO]], {**hub.objects}
-    fail(client.push((REPO, "encoder", "learned"), token=token), sentence)
+    fail(client.upload(saved["learned"], token=token), sentence)
     assert (hub.repos, hub.objects) == ({REPO: before}, objects)
 
 
-@pytest.mark.parametrize("moment", ["put", "commit"])
-def test_an_upload_that_breaks_off_leaves_the_old_revision_whole_and_can_be_repeated(moment, hub, client):
-    name = "masked-lm"
-    old, new = (output(HEADS[name].build(case), name) for case in ("rotary", "learned"))
-    succeed(client.push((REPO, name, "rotary")))
+def test_push_to_hub_with_a_wrong_token_is_an_error(hub, client):
+    fail(client.push((REPO, "encoder", "rotary"), token=WRONG_TOKEN), "401")
+    assert not hub.repos
+
+
+def test_an_upload_that_breaks_off_leaves_the_old_revision_whole_and_can_be_repeated(hub, client, saved):
+    old, new = (output(HEADS["encoder"].build(scheme), "encoder") for scheme in saved)
+    succeed(client.upload(saved["rotary"]))
     before = [*hub.repos[REPO]]
 
-    hub.break_off = moment
-    fail(client.push((REPO, name, "learned")), "Error")
-    assert hub.repos == {REPO: before}
-    close(client.load((REPO, "main", name))[0], old)
+    for moment, sentence in BREAKS.items():
+        hub.break_off = moment
+        fail(client.upload(saved["learned"]), sentence)
+        assert hub.repos == {REPO: before}
+    close(client.load((REPO, "main", "encoder"))[0], old)
 
     hub.break_off = None
-    succeed(client.push((REPO, name, "learned")))
+    succeed(client.upload(saved["learned"]))
     assert hub.repos[REPO][:-1] == before
-    for result, expected in zip(
-        client.load((REPO, before[-1].sha, name), (REPO, "main", name)), (old, new), strict=True
-    ):
-        close(result, expected)
+    first, last = client.load((REPO, before[-1].sha, "encoder"), (REPO, "main", "encoder"))
+    close(first, old)
+    close(last, new)
 
 
-def test_a_revision_that_is_not_there_is_an_error(hub, client, tmp_path):
-    HEADS["encoder"].build().save_pretrained(tmp_path / "saved")
-    succeed(client.upload(tmp_path / "saved"))
+def test_a_revision_that_is_not_there_is_an_error(client, saved):
+    succeed(client.upload(saved["rotary"]))
     fail(client.try_load((REPO, "0" * 40, "encoder")), "is not a valid git identifier")
