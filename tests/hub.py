@@ -152,6 +152,10 @@ class Handler(BaseHTTPRequestHandler):
         self.require("write", "read")
         self.send_json({"type": "user", "name": USER, "orgs": []})
 
+    def callers(self) -> None:
+        """Programs that the client looks for among those that may have started it: none."""
+        self.send_json({"standardEnvVars": [], "harnesses": {}})
+
     def create(self) -> None:
         self.require("write")
         asked = json.loads(self.body)
@@ -262,6 +266,7 @@ class Handler(BaseHTTPRequestHandler):
 REPO, REVISION = r"(?P<repo>[^/]+/[^/]+)", r"(?P<revision>[^/]+)"
 ROUTES = [
     ("GET", "/api/whoami-v2", Handler.whoami),
+    ("GET", "/api/agent-harnesses", Handler.callers),
     ("POST", "/api/repos/create", Handler.create),
     ("POST", "/api/validate-yaml", Handler.validate_card),
     ("POST", f"/api/models/{REPO}/preupload/{REVISION}", Handler.preupload),

@@ -12,11 +12,11 @@ from transformers import AutoModelForMaskedLM, BertTokenizer
 
 import hf_rope
 from heads import HEADS
-from hub import READ_TOKEN, WRITE_TOKEN, WRONG_TOKEN, Hub
+from hub import READ_TOKEN, USER, WRITE_TOKEN, WRONG_TOKEN, Hub
 from test_shipping import assert_complete, close
 
 TESTS = Path(__file__).parent
-REPO = "me/model"
+REPO = f"{USER}/model"
 
 PUSH = """
 import json, sys
@@ -29,7 +29,7 @@ for repo in sys.argv[2:]:
     BertTokenizer.from_pretrained("words").push_to_hub(repo)
 """
 
-UPLOAD = """
+HF = """
 import time
 from huggingface_hub.cli.hf import main
 
@@ -103,15 +103,18 @@ class Client:
         """`push_to_hub` of models, by repository, head and case, and of the tokenizer."""
         return self.run("-c", PUSH, json.dumps(rows), *tokenizers, **more)
 
+    def hf(self, *arguments, **more) -> subprocess.CompletedProcess:
+        """The `hf` command."""
+        return self.run("-c", HF, *arguments, **more)
+
     def upload(self, folder: Path, **more) -> subprocess.CompletedProcess:
-        """`hf upload` of a folder."""
-        return self.run("-c", UPLOAD, "upload", REPO, folder, **more)
+        return self.hf("upload", REPO, folder, **more)
 
     def try_load(self, *rows, tokenizers=()) -> subprocess.CompletedProcess:
-        """`from_pretrained` of models, by repository, revision and head, where the package is not, without a token."""
+        """`from_pretrained` of models, by repository, revision and head, where the package is not."""
         torch.save({name: head.batch() for name, head in HEADS.items()}, self.folder / "inputs.pt")
         asked = [(repo, revision, head, HEADS[head].auto) for repo, revision, head in rows]
-        return self.run("-I", "-c", LOAD, json.dumps(asked), *tokenizers, token=None)
+        return self.run("-I", "-c", LOAD, json.dumps(asked), *tokenizers, token=READ_TOKEN)
 
     def load(self, *rows, tokenizers=()) -> list:
         """What the models give for their heads' batches, and the tokenizers for a text."""
@@ -192,6 +195,13 @@ def test_without_the_right_to_write_nothing_is_stored(token, sentence, hub, clie
     before, objects = [*hub.repos[REPO]], {**hub.objects}
     fail(client.upload(saved["learned"], token=token), sentence)
     assert (hub.repos, hub.objects) == ({REPO: before}, objects)
+
+
+def test_a_token_is_known_or_refused(client):
+    known = client.hf("auth", "whoami")
+    succeed(known)
+    assert USER in known.stdout
+    fail(client.hf("auth", "whoami", token=WRONG_TOKEN), "Invalid user token")
 
 
 def test_push_to_hub_with_a_wrong_token_is_an_error(hub, client):
