@@ -12,6 +12,7 @@ from transformers.models.auto import modeling_auto
 from .model import modeling_hf_rope
 from .model.configuration_hf_rope import AUTO_MAP, HfRopeConfig
 from .model.modeling_hf_rope import (
+    HfRopeForCausalLM,
     HfRopeForMaskedLM,
     HfRopeForMultipleChoice,
     HfRopeForQuestionAnswering,
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "SCHEMES",
     "HfRopeConfig",
+    "HfRopeForCausalLM",
     "HfRopeForMaskedLM",
     "HfRopeForMultipleChoice",
     "HfRopeForQuestionAnswering",
@@ -42,6 +44,7 @@ __all__ = [
 NAME_TABLES: dict[str, Any] = {
     "AutoModel": modeling_auto.MODEL_MAPPING_NAMES,
     "AutoModelForMaskedLM": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    "AutoModelForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     "AutoModelForPreTraining": modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES,
     "AutoModelForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     "AutoModelForTokenClassification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,

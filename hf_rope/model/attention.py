@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.masking_utils import create_bidirectional_mask
+from transformers.cache_utils import Cache, EncoderDecoderCache
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_tracing
 
@@ -23,6 +24,8 @@ class Group:
     """Sequences of one length that lie side by side: `count` of `length` tokens, at (1 or count, length) positions.
 
     `can_split` says that some can be computed without the others: at the same positions, no mask, nothing recorded.
+    `is_causal`, that each token sees itself and those before it; a mask, where there is one, says so too.
+    `key_positions` are those of cached and new tokens, None where there are only the new ones.
     """
 
     count: int
@@ -30,6 +33,8 @@ class Group:
     position_ids: torch.Tensor
     mask: Any = None
     can_split: bool = False
+    is_causal: bool = False
+    key_positions: torch.Tensor | None = None
 
 
 class Layout:
@@ -40,10 +45,20 @@ class Layout:
         groups: the sequences.
         tokens: None where hidden states are (B, L, D), padding included; else the (T,) places of the real tokens in the
             flattened (B * L) batch, sorted into groups, and hidden states are (1, T, D).
+        cache: what a decoder keeps of earlier tokens, and fills; None for nothing.
+        encoder_mask: over the encoder's states, for cross-attention.
     """
 
-    def __init__(self, position: PositionScheme, groups: list[Group], tokens: torch.Tensor | None = None):
+    def __init__(
+        self,
+        position: PositionScheme,
+        groups: list[Group],
+        tokens: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        encoder_mask: Any = None,
+    ):
         self.position, self.groups, self.tokens = position, groups, tokens
+        self.cache, self.encoder_mask = cache, encoder_mask
         self.plan_sizes: list[int] = []
 
     def unpad(self, x: torch.Tensor) -> torch.Tensor:
@@ -61,7 +76,12 @@ class Layout:
 
         Flat, and passed to the layers by position: reentrant checkpointing loses the gradients of nested tensors.
         """
-        plans = [self.position.plan(group.position_ids, group.position_ids, dtype) for group in self.groups]
+        plans = [
+            self.position.plan(
+                group.position_ids, group.position_ids if group.key_positions is None else group.key_positions, dtype
+            )
+            for group in self.groups
+        ]
         self.plan_sizes = [len(plan) for plan in plans]
         return sum(plans, ())
 
@@ -72,6 +92,23 @@ class Layout:
         for group, part, size in zip(self.groups, parts, self.plan_sizes, strict=True):
             yield group, part.view(group.count, group.length, -1), plan[start : start + size]
             start += size
+
+    def with_cached(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B,H,L,E) -> (B,H,K,E): a layer's cached keys and values and the new ones, which the cache then holds too."""
+        if self.cache is None:
+            return key, value
+        cache = self.cache.self_attention_cache if isinstance(self.cache, EncoderDecoderCache) else self.cache
+        return cache.update(key, value, layer_idx)
+
+    def of_encoder(self, project, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys and values of the encoder's states for a layer: what `project` gives, once where there is a cache."""
+        if not isinstance(self.cache, EncoderDecoderCache):
+            return project()
+        if not self.cache.is_updated.get(layer_idx):
+            self.cache.is_updated[layer_idx] = True
+            return self.cache.cross_attention_cache.update(*project(), layer_idx)
+        layer = self.cache.cross_attention_cache.layers[layer_idx]
+        return layer.keys, layer.values
 
 
 def eager_attention(
@@ -105,17 +142,16 @@ def eager_attention(
     return out.transpose(1, 2), probabilities
 
 
-def attend(attn, qkv: torch.Tensor, group: Group, position: PositionScheme, plan) -> tuple:
-    """One layer's self-attention over a group: (B, L, 3 * H * E) -> (B, L, H * E) and the probabilities, or None.
+def attend(attn, query, key, value, group: Group, position: PositionScheme, plan) -> tuple:
+    """One layer's self-attention over a group: (B,H,L,E), (B,H,K,E) twice -> (B, L, H * E) and the probabilities or None.
 
     Where every sequence has a score term of its own, a few sequences are computed at once, and a long one in blocks of
     queries: their terms stay in cache, and memory grows with the length, not with its square.
     """
-    query, key, value = qkv.unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind()
     plan = position.layer_plan(plan, attn)
     turned = position.rotate(query, key, value, plan, attn)
     if not group.can_split or type(position).score_term is PositionScheme.score_term:
-        return attend_at_once(attn, query, key, turned, group.mask, position, plan)
+        return attend_at_once(attn, query, key, turned, group, position, plan)
     row = attn.num_heads * group.length
     at_once, rows = max(1, SCORES_AT_ONCE // (row * group.length)), group.length
     if position.by_content:
@@ -126,19 +162,27 @@ def attend(attn, qkv: torch.Tensor, group: Group, position: PositionScheme, plan
         for start in range(0, group.length, rows):
             block = (part, slice(None), slice(start, start + rows))
             states = (turned[0][block], turned[1][part], turned[2][part])
-            blocks.append(attend_at_once(attn, query[block], key[part], states, None, position, plan, start)[0])
+            blocks.append(attend_at_once(attn, query[block], key[part], states, group, position, plan, start)[0])
         sequences.append(blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1))
     return sequences[0] if len(sequences) == 1 else torch.cat(sequences), None
 
 
-def attend_at_once(attn, query, key, turned, mask, position: PositionScheme, plan, start: int = 0) -> tuple:
+def attend_at_once(attn, query, key, turned, group: Group, position: PositionScheme, plan, start: int = 0) -> tuple:
     """Attention of the queries from number `start` on: (B,H,Q,E), (B,H,K,E) and the three as the scheme turned them.
 
     Returns (B, Q, H * E) and the probabilities, or None.
     """
     implementation = attn.config._attn_implementation
+    mask, is_causal = group.mask, group.is_causal
     extra: dict[str, Any] = {}
     term = position.score_term(query, key, plan, attn, start)
+    if is_causal and mask is None and (term is not None or implementation == "eager"):
+        after = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).triu(start + 1)
+        lowest, is_causal = torch.finfo(query.dtype).min, False
+        if term is None:
+            mask = query.new_zeros(after.shape).masked_fill(after, lowest)
+        else:
+            term = term.masked_fill(after, lowest)
     if term is not None:
         if implementation == "sdpa" and mask is None:
             mask = term.to(query.dtype)  # an additive mask as it is; transformers would first copy a position_bias
@@ -146,21 +190,26 @@ def attend_at_once(attn, query, key, turned, mask, position: PositionScheme, pla
             extra["position_bias"] = term.expand(len(query), attn.num_heads, -1, -1)
     if type(position).value_term is not PositionScheme.value_term and implementation == "eager":
         extra["value_term"] = lambda probabilities: position.value_term(probabilities, plan, attn, start)
-    compute = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+    return interface(attn, *turned, mask, position.scaling(), is_causal, **extra)
+
+
+def interface(attn, query, key, value, mask, scaling: float, is_causal: bool, **extra) -> tuple:
+    """Attention as the configuration's `attn_implementation` computes it: (B, Q, H * E) and the probabilities, or None."""
+    compute = ALL_ATTENTION_FUNCTIONS.get_interface(attn.config._attn_implementation, eager_attention)
+    dropout = attn.dropout if attn.training else 0.0
     out, probabilities = compute(
-        attn,
-        *turned,
-        mask,
-        dropout=attn.dropout if attn.training else 0.0,
-        scaling=position.scaling(),
-        is_causal=False,
-        **extra,
+        attn, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **extra
     )
     return out.flatten(-2), probabilities
 
 
-def dense_layout(position, config, x, attention_mask, position_ids, segments, recorded: bool) -> Layout:
+def dense_layout(
+    position, config, x, attention_mask, position_ids, segments, recorded: bool, cache=None, key_positions=None
+) -> Layout:
     """All tokens as they came, (B, L, D), with a mask over padding and between packed sequences.
+
+    Args:
+        key_positions: (1 or B, K), where `cache` holds tokens; None where the keys are the new tokens alone.
 
     Raises:
         ValueError: the attention kind has no mask that could keep packed sequences apart.
@@ -171,19 +220,52 @@ def dense_layout(position, config, x, attention_mask, position_ids, segments, re
         def inside(batch, head, query, key):
             return segments[batch, query] == segments[batch, key]
 
-    mask: Any = create_bidirectional_mask(config, x, attention_mask, and_mask_function=inside)
+    if not config.is_decoder:
+        mask: Any = create_bidirectional_mask(config, x, attention_mask, and_mask_function=inside)
+    elif key_positions is None and segments is None and is_plain(config, x, attention_mask):
+        mask = None
+    else:
+        # A score term of cached tokens is added to a mask; only a square term can be cut by `attend_at_once`.
+        skip = key_positions is None or type(position).score_term is PositionScheme.score_term
+        mask = create_causal_mask(
+            config, x, attention_mask, cache, and_mask_function=inside, allow_is_causal_skip=skip
+        )
     if mask is None and segments is not None:
         raise ValueError(
             f"attn_implementation={config._attn_implementation!r} cannot keep packed sequences apart while a graph is "
             "traced: use 'sdpa' or 'eager', or run the model uncompiled."
         )
-    if config._attn_implementation == "eager" and mask is not None and mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, torch.finfo(x.dtype).min)
-    can_split = mask is None and len(position_ids) == 1 and not (recorded or is_tracing(x))
-    return Layout(position, [Group(x.shape[0], x.shape[1], position_ids, mask, can_split)])
+    mask = additive(mask, config, x.dtype)
+    square = key_positions is None
+    can_split = mask is None and square and len(position_ids) == 1 and not (recorded or is_tracing(x))
+    group = Group(x.shape[0], x.shape[1], position_ids, mask, can_split, config.is_decoder, key_positions)
+    return Layout(position, [group], cache=cache)
 
 
-def compact_layout(position, keep, position_ids, segments) -> Layout:
+def is_plain(config, x: torch.Tensor, attention_mask: torch.Tensor | None) -> bool:
+    """Whether causal attention without a cache needs no mask: nothing is padding, and the kernel is no flex attention."""
+    if config._attn_implementation == "flex_attention" or is_tracing(x):
+        return False
+    return attention_mask is None or (attention_mask.ndim == 2 and bool(attention_mask.all()))
+
+
+def additive(mask, config, dtype: torch.dtype):
+    """The mask as eager attention takes it: 0 and the smallest number where it was boolean; as it is for the others."""
+    if config._attn_implementation != "eager" or mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def encoder_mask(config, x: torch.Tensor, states: torch.Tensor, attention_mask: torch.Tensor | None):
+    """The mask of cross-attention from x, (B, L, D), to the encoder's real states, (B, S, D)."""
+    if attention_mask is None:
+        return None
+    return additive(
+        create_bidirectional_mask(config, x, attention_mask, encoder_hidden_states=states), config, x.dtype
+    )
+
+
+def compact_layout(position, config, keep, position_ids, segments) -> Layout:
     """The real tokens alone, each sequence attending to itself, sequences of one length in one group.
 
     Args:
@@ -202,6 +284,7 @@ def compact_layout(position, keep, position_ids, segments) -> Layout:
     for size, count in zip(*(x.tolist() for x in lengths.unique(return_counts=True)), strict=True):
         part = positions[start : start + size * count].unflatten(0, (count, size))
         same = bool((part == part[0]).all())
-        groups.append(Group(count, size, part[:1] if same else part, can_split=same))
+        part = part[:1] if same else part
+        groups.append(Group(count, size, part, can_split=same, is_causal=config.is_decoder))
         start += size * count
     return Layout(position, groups, tokens)

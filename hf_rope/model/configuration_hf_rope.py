@@ -20,6 +20,7 @@ AUTO_MAP = {
     "AutoConfig": "configuration_hf_rope.HfRopeConfig",
     "AutoModel": "modeling_hf_rope.HfRopeModel",
     "AutoModelForMaskedLM": "modeling_hf_rope.HfRopeForMaskedLM",
+    "AutoModelForCausalLM": "modeling_hf_rope.HfRopeForCausalLM",
     "AutoModelForPreTraining": "modeling_hf_rope.HfRopeForMaskedLM",
     "AutoModelForSequenceClassification": "modeling_hf_rope.HfRopeForSequenceClassification",
     "AutoModelForTokenClassification": "modeling_hf_rope.HfRopeForTokenClassification",
@@ -37,7 +38,7 @@ ROPE_KEYS = ("rope_scaling", "rope_theta", "partial_rotary_factor")
 BASE_KEYS = (
     *("attn_implementation", "auto_map", "experts_implementation", "finetuning_task", "model_type", "name_or_path"),
     *("num_labels", "output_attentions", "per_layer_config", "quantization_config", "tie_last_hidden_states"),
-    *("torch_dtype", "transformers_weights", "bos_token_id", "eos_token_id", "use_cache", *ROPE_KEYS),
+    *("torch_dtype", "transformers_weights", *ROPE_KEYS),
 )
 """Keys that the base class or Trainer takes or writes without their being fields."""
 
@@ -73,7 +74,7 @@ def plain_errors(cls):
 @plain_errors
 @strict
 class HfRopeConfig(PreTrainedConfig):
-    """Configuration of the encoder. Sizes default to BERT base.
+    """Configuration of the encoder, or with `is_decoder` of the decoder. Sizes default to BERT base.
 
     Args:
         vocab_size, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act,
@@ -89,7 +90,11 @@ class HfRopeConfig(PreTrainedConfig):
         classifier_pooling: "cls" pools the first real token through a dense layer, "mean" averages the real tokens.
         classifier_dropout: dropout before the classifiers; None for `hidden_dropout_prob`.
         pooler_activation: what follows the pooler's dense layer, named as `hidden_act`; "linear" for nothing.
-        tie_word_embeddings: whether the masked-LM head shares the word embeddings.
+        tie_word_embeddings: whether the LM heads share the word embeddings.
+        is_decoder: whether attention is causal, each token seeing itself and those before it.
+        add_cross_attention: whether a decoder's layers also attend to `encoder_hidden_states`, without positions.
+        use_cache: whether a decoder keeps keys and values in a cache where the caller does not say.
+        bos_token_id, eos_token_id: where generation begins and ends; None for nowhere.
 
     Raises:
         ValueError: a value that does not fit, in one sentence that names it, the limit and the way out.
@@ -119,6 +124,11 @@ class HfRopeConfig(PreTrainedConfig):
     classifier_dropout: float | int | None = None
     pooler_activation: str = "tanh"
     tie_word_embeddings: bool = True
+    is_decoder: bool = False
+    add_cross_attention: bool = False
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs):
         self.warn_unknown(kwargs)
@@ -196,6 +206,14 @@ class HfRopeConfig(PreTrainedConfig):
         for key in ("hidden_act", "pooler_activation"):
             if (name := getattr(self, key)) not in ACT2FN:
                 raise ValueError(f"{key}={name!r} is unknown; {nearest(name, ACT2FN)}.")
+
+    def validate_decoder(self) -> None:
+        """Refuses cross-attention in an encoder."""
+        if self.add_cross_attention and not self.is_decoder:
+            raise ValueError(
+                "add_cross_attention=True is for decoders, and is_decoder is False: set is_decoder=True, or leave "
+                "add_cross_attention out."
+            )
 
     def validate_position(self) -> None:
         """Refuses options that the scheme cannot use with these sizes."""

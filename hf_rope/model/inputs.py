@@ -3,9 +3,13 @@
 import torch
 from transformers.utils.import_utils import is_tracing
 
+from .decoding import cached_length
 
-def check_inputs(config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds) -> tuple[int, int]:
-    """Returns batch size and length; raises ValueError or TypeError."""
+
+def check_inputs(
+    config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cache=None
+) -> tuple[int, int]:
+    """Returns batch size and length, without the cached tokens; raises ValueError or TypeError."""
     if (input_ids is None) == (inputs_embeds is None):
         given = "neither" if input_ids is None else "both"
         raise ValueError(f"The model takes input_ids or inputs_embeds, one of them, and got {given}.")
@@ -31,7 +35,7 @@ def check_inputs(config, input_ids, attention_mask, token_type_ids, position_ids
         if config.type_vocab_size:
             check_ids("token_type_ids", token_type_ids, config.type_vocab_size, "type_vocab_size")
     if attention_mask is not None:
-        check_mask(attention_mask, batch, length)
+        check_mask(attention_mask, batch, length, cache)
     if position_ids is not None:
         check_whole("position_ids", position_ids)
         if position_ids.ndim != 2 or position_ids.shape[0] not in (1, batch) or position_ids.shape[1] != length:
@@ -69,13 +73,36 @@ def check_labels(labels: torch.Tensor | None, hidden_states: torch.Tensor) -> No
         raise ValueError(f"labels has shape {tuple(labels.shape)}; the input's is {tuple(hidden_states.shape[:2])}.")
 
 
-def check_mask(mask: torch.Tensor, batch: int, length: int) -> None:
-    """Refuses anything but (B, L) and what broadcasts to (B, H, L, L)."""
+def check_mask(mask: torch.Tensor, batch: int, length: int, cache) -> None:
+    """Refuses anything but (B, P + L), P tokens being cached, and what broadcasts to (B, H, L, K)."""
+    past = cached_length(cache)
+    if isinstance(past, torch.Tensor):
+        return
+    keys = past + length if cache is None else cache.get_mask_sizes(length, 0)[0]
     fits = mask.ndim == 4 and all(x in (1, y) for x, y in zip(mask.shape[::2], (batch, length), strict=True))
-    if mask.shape != (batch, length) and not (fits and mask.shape[3] == length):
+    if mask.shape != (batch, past + length) and not (fits and mask.shape[3] == keys):
+        cached = f" ({past} cached tokens and {length} new ones)" if past else ""
         raise ValueError(
-            f"attention_mask has shape {tuple(mask.shape)}; it must have the input's, {(batch, length)}, or be (batch, "
-            f"heads, {length}, {length}), where batch, heads and queries may be 1."
+            f"attention_mask has shape {tuple(mask.shape)}; it must have the input's, {(batch, past + length)}{cached}, "
+            f"or be (batch, heads, {length}, {keys}), where batch, heads and queries may be 1."
+        )
+
+
+def check_decoding(config, cache, encoder_hidden_states, bounds) -> None:
+    """Refuses what only a decoder, or one with cross-attention, can read."""
+    if cache is not None and not config.is_decoder:
+        raise ValueError(
+            "past_key_values are given and is_decoder is False: an encoder keeps no cache; leave them out, or set "
+            "is_decoder=True."
+        )
+    if encoder_hidden_states is not None and not config.add_cross_attention:
+        raise ValueError(
+            "encoder_hidden_states are given and add_cross_attention is False: set it, and is_decoder, to True in the "
+            "configuration."
+        )
+    if bounds is not None and cache is not None:
+        raise ValueError(
+            "cu_seq_lens_q tells packed sequences apart, which cannot be continued: leave past_key_values out."
         )
 
 

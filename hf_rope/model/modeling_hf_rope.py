@@ -1,20 +1,23 @@
-"""The encoder and its heads. It names no position scheme: `model.position` holds all that a scheme computes.
+"""The encoder, or decoder, and its heads. It names no position scheme: `model.position` holds all that a scheme computes.
 
 Shapes: B batch, L length, D hidden size, V vocabulary, C labels, T real tokens of a batch with padding or packing.
 """
 
 from collections.abc import Callable
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN, GELUActivation
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
-    BaseModelOutputWithPooling,
+    BaseModelOutputWithPoolingAndCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
     MaskedLMOutput,
     MultipleChoiceModelOutput,
     QuestionAnsweringModelOutput,
@@ -26,9 +29,10 @@ from transformers.utils.generic import can_return_tuple, is_flash_attention_requ
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import Layout, attend, compact_layout, dense_layout
+from .attention import Layout, attend, compact_layout, dense_layout, encoder_mask, interface
 from .configuration_hf_rope import OLD_NAMES, HfRopeConfig
-from .inputs import check_bounds, check_choices, check_inputs, check_labels
+from .decoding import cached_length, key_positions, new_cache
+from .inputs import check_bounds, check_choices, check_decoding, check_inputs, check_labels
 from .position_base import PositionScheme, find_packed_sequences
 from .positions import SCHEMES
 
@@ -60,7 +64,7 @@ class HfRopeAttention(nn.Module):
 
     def __init__(self, config, layer_idx: int):
         super().__init__()
-        self.config, self.layer_idx, self.is_causal = config, layer_idx, False
+        self.config, self.layer_idx, self.is_causal = config, layer_idx, config.is_decoder
         self.num_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
@@ -79,33 +83,70 @@ class HfRopeAttention(nn.Module):
         return F.linear(x, self.qkv.weight.chunk(3)[part], self.qkv.bias.chunk(3)[part])
 
     def forward(self, x: torch.Tensor, layout: Layout, *plan: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, L, D) or (1, T, D) -> the same, and the probabilities (B, H, L, L) where eager attention has them."""
+        """(B, L, D) or (1, T, D) -> the same, and the probabilities (B, H, L, K) where eager attention has them."""
         qkv, outputs, probabilities = self.qkv(x), [], None
         for group, part, group_plan in layout.split(qkv, plan):
-            out, probabilities = attend(self, part, group, layout.position, group_plan)
+            query, key, value = part.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind()
+            key, value = layout.with_cached(key, value, self.layer_idx)
+            out, probabilities = attend(self, query, key, value, group, layout.position, group_plan)
             outputs.append(out)
         context = outputs[0] if layout.tokens is None else torch.cat([out.flatten(0, 1) for out in outputs])[None]
         return self.output(context), probabilities
 
 
+class HfRopeCrossAttention(nn.Module):
+    """Multi-head attention to an encoder's states, without positions: the two sequences share no axis (as RoFormer)."""
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__()
+        self.config, self.layer_idx, self.is_causal = config, layer_idx, False
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, x: torch.Tensor, states: torch.Tensor, layout: Layout
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, L, D), (B, S, D) -> (B, L, D), and the probabilities (B, H, L, S) where eager attention has them."""
+        query = self.query(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        key, value = layout.of_encoder(lambda: self.project(states), self.layer_idx)
+        out, probabilities = interface(self, query, key, value, layout.encoder_mask, self.head_dim**-0.5, False)
+        return self.output(out), probabilities
+
+    def project(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, S, D) -> keys and values, (B, H, S, E)."""
+        return self.key_value(states).unflatten(-1, (2, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind()
+
+
 class HfRopeLayer(GradientCheckpointingLayer):
-    """Attention and feed-forward, each with dropout, residual and norm after it (post-norm, as BERT)."""
+    """Attention, in a decoder with cross-attention that too, and feed-forward: dropout, residual and norm after each."""
 
     def __init__(self, config, layer_idx: int):
         super().__init__()
         self.chunk_size_feed_forward = config.chunk_size_feed_forward
         self.attention = HfRopeAttention(config, layer_idx)
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        if config.add_cross_attention:
+            self.cross_attention = HfRopeCrossAttention(config, layer_idx)
+            self.cross_attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
         self.output = nn.Linear(config.intermediate_size, config.hidden_size)
         self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x: torch.Tensor, layout: Layout, *plan: torch.Tensor) -> torch.Tensor:
-        """(B, L, D) or (1, T, D) -> the same."""
+    def forward(
+        self, x: torch.Tensor, layout: Layout, states: torch.Tensor | None, *plan: torch.Tensor
+    ) -> torch.Tensor:
+        """(B, L, D) or (1, T, D) -> the same; `states` are the encoder's, (B, S, D), or None."""
         attended, _ = self.attention(x, layout, *plan)
         x = self.attention_norm(x + self.dropout(attended))
+        if states is not None:
+            attended, _ = self.cross_attention(x, states, layout)
+            x = self.cross_attention_norm(x + self.dropout(attended))
         return apply_chunking_to_forward(self.feed_forward, self.chunk_size_feed_forward, 1, x)
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -143,10 +184,22 @@ class HfRopePreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["HfRopeEmbeddings", "HfRopeLayer"]
     _supports_attention_backend = True
-    _can_record_outputs = {"hidden_states": HfRopeLayer, "attentions": HfRopeAttention}
+    _can_record_outputs = {
+        **{"hidden_states": HfRopeLayer, "attentions": HfRopeAttention},
+        "cross_attentions": HfRopeCrossAttention,
+    }
+    needs_decoder: ClassVar[bool | None] = False
+    """Whether the class works with is_decoder=True only, or with False only; None where it works with both."""
 
     def __init__(self, config, *args, **kwargs):
         config.validate_position()  # once more: the configuration may have been changed since it was built
+        config.validate_decoder()
+        if self.needs_decoder is not None and config.is_decoder != self.needs_decoder:
+            reads = "sees the tokens that it is to predict" if self.needs_decoder else "sees no token after its own"
+            raise ValueError(
+                f"{type(self).__name__} with is_decoder={config.is_decoder} {reads}: pass is_decoder="
+                f"{self.needs_decoder} to the configuration or to from_pretrained."
+            )
         super().__init__(config, *args, **kwargs)
 
     @property
@@ -225,16 +278,19 @@ class HfRopePreTrainedModel(PreTrainedModel):
 
 
 class HfRopeModel(HfRopePreTrainedModel):
-    """The encoder: (B, L) ids -> (B, L, D) hidden states, and pooled (B, D).
+    """The encoder, or with `config.is_decoder` the decoder: (B, L) ids -> (B, L, D) hidden states, and pooled (B, D).
 
     A batch with padding, or with sequences packed into one row, is computed on its real tokens only, and each sequence
     attends to itself; hidden states at padding are then zero. Under compile, export and tracing, with flex attention, a
-    4-D mask, and where hidden states or attentions are recorded, padding is computed and masked instead.
+    4-D mask, a cache or an encoder's states, and where hidden states or attentions are recorded, padding is computed
+    and masked instead.
 
     Args:
         config: the configuration.
         add_pooling_layer: whether to build the pooler.
     """
+
+    needs_decoder = None
 
     def __init__(self, config, add_pooling_layer: bool = True):
         super().__init__(config)
@@ -260,40 +316,58 @@ class HfRopeModel(HfRopePreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
         **kwargs,
-    ) -> BaseModelOutputWithPooling:
-        """Encodes a batch.
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """Encodes a batch, or the next tokens of one.
 
         Args:
             input_ids: (B, L) int64; or `inputs_embeds`, (B, L, embedding_size).
-            attention_mask: (B, L), 1 at real tokens; or an additive or boolean (B, 1, L, L), which then alone decides
-                who sees whom.
+            attention_mask: (B, L), or with a cache (B, P + L), 1 at real tokens; or an additive or boolean (B, 1, L, K),
+                which then alone decides who sees whom.
             token_type_ids: (B, L) int64, zeros if left out.
             position_ids: (B or 1, L) int64 from 0; counted from the first real token if left out. Runs 0, 1, 2, ... one
-                after the other in a row are packed sequences, and each sees itself only.
+                after the other in a row are packed sequences, and each sees itself only. With a cache they must count
+                up by one, and the cached tokens' positions are counted from them.
+            encoder_hidden_states: (B, S, D), for a decoder with cross-attention, which is left out without them.
+            encoder_attention_mask: (B, S), 1 at the real ones of these states.
+            past_key_values: what an earlier forward returned, holding P tokens; or an empty cache to fill.
+            use_cache: whether to return the keys and values of all tokens, as projected; None for the configuration's.
             cu_seq_lens_q: (sequences + 1,) int, the bounds of the sequences packed in a batch of one row.
         """
+        bounds = kwargs.get("cu_seq_lens_q")
+        check_decoding(self.config, past_key_values, encoder_hidden_states, bounds)
+        if past_key_values is not None and self.gradient_checkpointing and self.training:
+            raise ValueError(
+                "past_key_values are given under gradient checkpointing, which would fill them twice: leave them out, or "
+                "call gradient_checkpointing_disable()."
+            )
         batch, length = check_inputs(
-            self.config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+            self.config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, past_key_values
         )
         source: Any = inputs_embeds if input_ids is None else input_ids
         keep = attention_mask.bool() if attention_mask is not None and attention_mask.ndim == 2 else None
         segments = None
-        if (bounds := kwargs.get("cu_seq_lens_q")) is not None:
+        if bounds is not None:
             check_bounds(bounds, batch, length)
             places = torch.arange(length, device=source.device)
             segments = torch.bucketize(places, bounds[1:].to(places), right=True)[None]
             if position_ids is None:
                 position_ids = places - bounds.to(places)[segments]
-        elif position_ids is not None:
+        elif position_ids is not None and past_key_values is None:
             segments = find_packed_sequences(position_ids, keep)
-        if position_ids is None:
-            position_ids = self.default_positions(length, keep, source.device)
+        if use_cache and self.config.is_decoder and past_key_values is None and segments is None:
+            past_key_values = new_cache(self.config)
+        position_ids, of_keys = self.place(position_ids, keep, past_key_values, length, source.device)
 
         recorded = self.is_recorded(kwargs)
-        if self.is_compact(attention_mask, keep, segments, source, recorded):
+        alone = past_key_values is None and encoder_hidden_states is None
+        if alone and self.is_compact(attention_mask, keep, segments, source, recorded):
             keep = keep if keep is not None else torch.ones(batch, length, dtype=torch.bool, device=source.device)
-            layout = compact_layout(self.position, keep, position_ids, segments)
+            layout = compact_layout(self.position, self.config, keep, position_ids, segments)
             input_ids, token_type_ids, inputs_embeds = (
                 None if x is None else layout.unpad(x) for x in (input_ids, token_type_ids, inputs_embeds)
             )
@@ -303,15 +377,34 @@ class HfRopeModel(HfRopePreTrainedModel):
             if self.position.max_length is not None and segments is None and is_tracing(source):
                 self.position.require_length(length, self.position.max_length)
             x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, self.position)
-            layout = dense_layout(self.position, self.config, x, attention_mask, position_ids, segments, recorded)
+            layout = dense_layout(
+                *(self.position, self.config, x, attention_mask, position_ids, segments, recorded),
+                *(past_key_values, of_keys),
+            )
+            if encoder_hidden_states is not None:
+                layout.encoder_mask = encoder_mask(self.config, x, encoder_hidden_states, encoder_attention_mask)
 
         plan = layout.plan(x.dtype)
         for layer in self.layers:
-            x = layer(x, layout, *plan)
+            x = layer(x, layout, encoder_hidden_states, *plan)
         x = layout.pad(x, batch, length)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=x, pooler_output=self.pooler(x, attention_mask) if self.pooler is not None else None
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=x,
+            pooler_output=self.pooler(x, attention_mask) if self.pooler is not None else None,
+            past_key_values=past_key_values,
         )
+
+    def place(self, position_ids, keep, cache, length: int, device) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The positions of the new tokens, (1 or B, L), and of all keys, (1 or B, K); None where these are the same."""
+        past = cached_length(cache)
+        size = past + length if cache is None else cache.get_mask_sizes(length, 0)[0]
+        grown = cache is not None and (isinstance(past, torch.Tensor) or past > 0 or size > length)
+        if position_ids is None:
+            positions = self.default_positions(past + length, keep, device)
+            if not grown or size == past + length:
+                return positions[:, past:], positions if grown else None
+            position_ids = positions[:, past:]
+        return position_ids, key_positions(position_ids, keep, past, size) if grown else None
 
     def default_positions(self, length: int, keep: torch.Tensor | None, device) -> torch.Tensor:
         """(1, L) or (B, L): 0 at the first real token of each row, so that padding on the left moves nothing."""
@@ -350,12 +443,8 @@ class HfRopeLMHead(nn.Module):
         return self.decoder(self.norm(self.activation(self.dense(x))))
 
 
-class HfRopeForMaskedLM(HfRopePreTrainedModel):
-    """The encoder with a masked-LM head.
-
-    In training with labels, only labelled tokens go through the head, and `logits` is None; in eval mode `logits` is
-    the full (B, L, V). The loss is the same either way.
-    """
+class HfRopeLM(HfRopePreTrainedModel):
+    """What the two heads that predict tokens share: the projection to the vocabulary, tied to the word embeddings."""
 
     _tied_weights_keys = {"lm_head.decoder.weight": "model.embeddings.word_embeddings.weight"}
 
@@ -370,6 +459,29 @@ class HfRopeForMaskedLM(HfRopePreTrainedModel):
 
     def set_output_embeddings(self, new_embeddings):
         self.lm_head.decoder = new_embeddings
+
+    @contextmanager
+    def one_gradient(self, only_loss: bool):
+        """Lets the word embeddings add a sparse gradient to that of the tied decoder, which saves two dense (V, D).
+
+        Args:
+            only_loss: whether nothing but the loss leaves the model, so that the decoder always has a gradient.
+        """
+        words: Any = self.get_input_embeddings()
+        before = words.sparse
+        words.sparse = before or (only_loss and words.weight is self.lm_head.decoder.weight)
+        try:
+            yield
+        finally:
+            words.sparse = before
+
+
+class HfRopeForMaskedLM(HfRopeLM):
+    """The encoder with a masked-LM head.
+
+    In training with labels, only labelled tokens go through the head, and `logits` is None; in eval mode `logits` is
+    the full (B, L, V). The loss is the same either way.
+    """
 
     @can_return_tuple
     def forward(
@@ -399,20 +511,93 @@ class HfRopeForMaskedLM(HfRopePreTrainedModel):
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
-    @contextmanager
-    def one_gradient(self, only_loss: bool):
-        """Lets the word embeddings add a sparse gradient to that of the tied decoder, which saves two dense (V, D).
+
+class HfRopeForCausalLM(HfRopeLM, GenerationMixin):
+    """The decoder with a head that predicts the next token, and `generate`.
+
+    In training with labels, only tokens with a label to predict go through the head, and `logits` is None; in eval mode
+    `logits` is the full (B, L, V). The loss is the same either way. A loss needs no cache, and none is made.
+    """
+
+    needs_decoder = True
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithCrossAttentions:
+        """The other arguments are as for `HfRopeModel`.
 
         Args:
-            only_loss: whether nothing but the loss leaves the model, so that the decoder always has a gradient.
+            labels: (B, L) int64, as a rule the ids themselves: token i predicts label i + 1. -100 where no loss is taken;
+                padding predicts nothing.
+            logits_to_keep: how many of the last tokens get logits, or their numbers; 0 for all. Not with labels.
         """
-        words: Any = self.get_input_embeddings()
-        before = words.sparse
-        words.sparse = before or (only_loss and words.weight is self.lm_head.decoder.weight)
-        try:
-            yield
-        finally:
-            words.sparse = before
+        if use_cache is None and (labels is not None or self.training):
+            use_cache = False
+        only_labelled = labels is not None and self.training and not is_tracing(labels)
+        with self.one_gradient(only_labelled and not self.model.is_recorded(kwargs)):
+            outputs = self.model(
+                *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
+                *(encoder_hidden_states, encoder_attention_mask, past_key_values),
+                use_cache=use_cache,
+                **kwargs,
+            )
+        x, loss, logits = outputs.last_hidden_state, None, None
+        if labels is not None:
+            check_labels(labels, x)
+            following = next_labels(labels, attention_mask)
+            if only_labelled:
+                labelled = following != -100
+                loss = self.next_token_loss(self.lm_head(x[labelled]), following[labelled], **kwargs)
+            else:
+                logits = self.lm_head(x)
+                loss = self.next_token_loss(logits, following, **kwargs)
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(x[:, kept])
+        return CausalLMOutputWithCrossAttentions(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+        )
+
+    def next_token_loss(self, logits: torch.Tensor, following: torch.Tensor, **kwargs) -> torch.Tensor:
+        return self.loss_function(logits, None, self.config.vocab_size, **{"shift_labels": following, **kwargs})
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, mode, batch_size, max_cache_length):
+        """As transformers' own; `generate` calls it before the first forward, with all lengths known.
+
+        Raises:
+            ValueError: the prompt and what is to be generated need more positions than the scheme has.
+        """
+        position_ids, new = model_kwargs["position_ids"], generation_config.max_new_tokens
+        if new is None:
+            new = max_cache_length + 1 - position_ids.shape[-1]
+        self.model.position.require_room(int(position_ids.max()) + 1, new)
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, mode, batch_size, max_cache_length)
+
+
+def next_labels(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """(B, L) -> (B, L): the label that each token is to predict, that of the next one; -100 at the end and at padding."""
+    following = F.pad(labels[:, 1:], (0, 1), value=-100)
+    if attention_mask is None or attention_mask.ndim != 2:
+        return following
+    return following.masked_fill(attention_mask[:, -labels.shape[1] :] == 0, -100)
 
 
 def classifier_dropout(config) -> nn.Dropout:

@@ -125,6 +125,16 @@ class PositionScheme(nn.Module):
                 "shorten it (truncation=True in the tokenizer), or use a scheme without a table, such as 'rotary'."
             )
 
+    def require_room(self, prompt: int, new: int) -> None:
+        """Raises ValueError where a prompt and what is to be generated need more positions than the scheme's table has."""
+        if self.max_length is not None and prompt + new > self.max_length:
+            raise ValueError(
+                f"position_embedding_type={self.config.position_embedding_type!r} has a table for {self.max_length} "
+                f"positions (max_position_embeddings={self.config.max_position_embeddings}); the prompt's {prompt} and "
+                f"{new} new tokens need {prompt + new}: lower max_new_tokens, shorten the prompt, or use a scheme "
+                "without a table, such as 'rotary'."
+            )
+
 
 ROWS_AT_ONCE = 64
 """Rows that `band_product` multiplies at once: few columns are wasted, and the product stays in the cache."""
@@ -226,7 +236,7 @@ def find_packed_sequences(position_ids: torch.Tensor, keep: torch.Tensor | None 
     A row is packed where its real positions are runs 0, 1, 2, ... one after the other, two or more, as
     `DataCollatorWithFlattening` writes them. Any other order of positions is one sequence.
     """
-    first = position_ids == 0
+    first = position_ids == 0 if keep is None else (position_ids == 0) & keep
     follows = F.pad(position_ids.diff(dim=-1) == 1, (1, 0), value=False)
     runs = first | follows
     if keep is not None:

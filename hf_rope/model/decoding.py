@@ -1,0 +1,55 @@
+"""A decoder's cache: how much it holds, and at which positions its tokens lie.
+
+It keeps keys and values as they were projected, before the scheme's `rotate`, so that every step computes what a
+forward over all tokens would. Shapes: B batch, P cached tokens, L new ones, K keys: P + L, or all places of a static
+cache.
+"""
+
+import torch
+from torch.nn import functional as F
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.utils.import_utils import is_tracing
+
+
+def new_cache(config) -> Cache:
+    """An empty cache, with a part for the encoder's keys and values where there is cross-attention."""
+    cache = DynamicCache(config=config)
+    return EncoderDecoderCache(cache, DynamicCache(config=config)) if config.add_cross_attention else cache
+
+
+def cached_length(cache: Cache | None) -> int:
+    """P; under compile, a tensor where the cache is a static one."""
+    length = 0 if cache is None else cache.get_seq_length()
+    return int(length) if isinstance(length, torch.Tensor) and not is_tracing(length) else length
+
+
+def key_positions(position_ids: torch.Tensor, keep: torch.Tensor | None, past: int, size: int) -> torch.Tensor:
+    """(B or 1, K): the positions of all keys, counted from those of the new tokens, one a real token.
+
+    Args:
+        position_ids: (B or 1, L), of the new tokens.
+        keep: (B, P + L) bool, True at real tokens; None where all are.
+        past: P.
+        size: K.
+
+    Raises:
+        ValueError: the new tokens' positions do not count up by one, so those of the cached tokens are not known.
+    """
+    length = position_ids.shape[-1]
+    device = position_ids.device
+    if keep is None:
+        count = torch.arange(size, device=device)[None]
+        offset = position_ids - past - torch.arange(length, device=device)
+    else:
+        count = F.pad(keep, (0, size - keep.shape[-1])).cumsum(-1)
+        offset = position_ids - count[:, past : past + length]
+    real = None if keep is None else keep[:, past : past + length].expand_as(offset)
+    first = (offset if real is None else offset.masked_fill(~real, -size)).amax(-1, keepdim=True)
+    if not is_tracing(position_ids):
+        strays = offset != first if real is None else (offset != first) & real
+        if bool(strays.any()):
+            raise ValueError(
+                f"position_ids are {position_ids[strays.any(-1)][0].tolist()} where a cache is in use; with one, they "
+                "must count up by one: leave them out, or pass use_cache=False and all tokens."
+            )
+    return torch.minimum((first + count).clamp(min=0), position_ids.amax(-1, keepdim=True))
