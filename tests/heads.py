@@ -45,6 +45,12 @@ CLASSES = torch.arange(BATCH) % LABELS
 HEADS = {
     "encoder": Head("AutoModel", "HfRopeModel", {}),
     "masked-lm": Head("AutoModelForMaskedLM", "HfRopeForMaskedLM", {"labels": some_tokens(token_ids(BATCH, LENGTH))}),
+    "causal-lm": Head(
+        "AutoModelForCausalLM",
+        "HfRopeForCausalLM",
+        {"labels": some_tokens(token_ids(BATCH, LENGTH))},
+        {"is_decoder": True, "use_cache": False},
+    ),
     "pre-training": Head(
         "AutoModelForPreTraining", "HfRopeForMaskedLM", {"labels": some_tokens(token_ids(BATCH, LENGTH))}
     ),

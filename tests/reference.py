@@ -187,9 +187,10 @@ def encode_one(model, ids, at):
             part = slice(head * d, (head + 1) * d)
             score = SCORES.get(scheme, none_score)
             for a, i in enumerate(at):
-                row = [score(p, number, head, i, j, q[a, part], k[b, part], n) for b, j in enumerate(at)]
+                seen = list(enumerate(at))[: a + 1] if model.config.is_decoder else list(enumerate(at))
+                row = [score(p, number, head, i, j, q[a, part], k[b, part], n) for b, j in seen]
                 weights = torch.stack(row).softmax(0)
-                for b, j in enumerate(at):
+                for b, j in seen:
                     value = v[b, part]
                     if scheme == "shaw":
                         value = shaw_value(p, number, i, j, value)

@@ -17,10 +17,11 @@ def positions(kind: str, length: int) -> torch.Tensor:
     return at[None].expand(2, -1)
 
 
+@pytest.mark.parametrize("is_decoder", [False, True])
 @pytest.mark.parametrize("kind", ["consecutive", "gaps", "rows"])
 @pytest.mark.parametrize("case", CASES)
-def test_equals_the_plain_loops(case, kind):
-    model, ids = tiny_model(case).double(), token_ids(2, 12)
+def test_equals_the_plain_loops(case, kind, is_decoder):
+    model, ids = tiny_model(case, is_decoder=is_decoder, use_cache=False).double(), token_ids(2, 12)
     at = positions(kind, 12)
     with torch.no_grad():
         ours = model(ids, position_ids=at).last_hidden_state

@@ -92,7 +92,7 @@ def test_transformer_xl_equals_xlnet_in_both_directions():
     r = XLNetModel(config).relative_positional_encoding(30, 30, bsz=2)
     expected = theirs(x.transpose(0, 1), None, None, None, r, None)[0].transpose(0, 1)
     layout = Layout(position, [Group(2, 30, torch.arange(30)[None])])
-    torch.testing.assert_close(ours(x, layout, *layout.plan(x.dtype)), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours(x, layout, None, *layout.plan(x.dtype)), expected, rtol=0, atol=1e-5)
 
 
 def test_sinusoidal_equals_roformers_table_up_to_the_order_of_columns():

@@ -35,18 +35,18 @@ def key_positions(position_ids: torch.Tensor, keep: torch.Tensor | None, past: i
     Raises:
         ValueError: the new tokens' positions do not count up by one, so those of the cached tokens are not known.
     """
-    length = position_ids.shape[-1]
-    device = position_ids.device
+    length, device = position_ids.shape[-1], position_ids.device
     if keep is None:
-        count = torch.arange(size, device=device)[None]
+        # Under a 4-D mask, padding on the left shows as zeros only.
+        count, real = torch.arange(size, device=device)[None], position_ids > 0
         offset = position_ids - past - torch.arange(length, device=device)
+        first = offset[:, -1:]
     else:
-        count = F.pad(keep, (0, size - keep.shape[-1])).cumsum(-1)
+        count, real = F.pad(keep, (0, size - keep.shape[-1])).cumsum(-1), keep[:, past : past + length]
         offset = position_ids - count[:, past : past + length]
-    real = None if keep is None else keep[:, past : past + length].expand_as(offset)
-    first = (offset if real is None else offset.masked_fill(~real, -size)).amax(-1, keepdim=True)
+        first = offset.masked_fill(~real, -size).amax(-1, keepdim=True)
     if not is_tracing(position_ids):
-        strays = offset != first if real is None else (offset != first) & real
+        strays = (offset != first) & real
         if bool(strays.any()):
             raise ValueError(
                 f"position_ids are {position_ids[strays.any(-1)][0].tolist()} where a cache is in use; with one, they "

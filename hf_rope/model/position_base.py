@@ -68,6 +68,11 @@ class PositionScheme(nn.Module):
         return True
 
     @property
+    def length_independent(self) -> bool:
+        """Whether a token's place is its position alone, however long the sequence: a decoder's cache is then exact."""
+        return True
+
+    @property
     def max_length(self) -> int | None:
         """The longest input that the scheme has positions for; None where there is no limit."""
         return None
@@ -194,6 +199,9 @@ def distance_scores_by_key(
     """
     if index:
         columns = table.shape[-1] - 1 - index[0][:, start : start + count]
+        if count == 1:  # a decoder's next token: one column a key, not all of them
+            rows = table.expand(1, *table.shape) if table.ndim == 2 else table
+            return (key * rows.transpose(1, 2)[:, columns[:, 0]].transpose(0, 1)).sum(-1)[:, :, None]
         return take_columns(key @ table, columns.transpose(1, 2)).transpose(-1, -2)
     reach = (table.shape[-1] - 1) // 2
     return band_product(key, table, reach + start, count).transpose(-1, -2)

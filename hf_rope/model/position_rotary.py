@@ -59,7 +59,12 @@ class RotaryPosition(PositionScheme):
 
     @property
     def shift_invariant(self):
-        return not self.options.rotary_value and self.config.rope_parameters["rope_type"] not in ("dynamic", "longrope")
+        return not self.options.rotary_value and self.length_independent
+
+    @property
+    def length_independent(self):
+        """Not for the types whose frequencies follow the length: past their first length, a cache is an approximation."""
+        return self.config.rope_parameters["rope_type"] not in ("dynamic", "longrope")
 
     def plan(self, query_positions, key_positions, dtype):
         """The queries' turns, then the keys': complex (B or 1, 1, L, d/2), or cosines and sines under tracing."""

@@ -1,0 +1,355 @@
+"""A decoder of every scheme: what comes later is not seen, and a cache, padding, packing and batches change nothing."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
+
+from helpers import CASES, tiny_model, token_ids
+from hf_rope import SCHEMES, HfRopeForCausalLM, HfRopeModel
+from hf_rope.model import attention, position_base
+from test_properties import (
+    COMPUTED,
+    LENGTH,
+    assert_same_gradients,
+    gradients_of,
+    implementations,
+    padded_batch,
+    tolerance,
+    with_attention,
+)
+
+PROMPT = 5
+CHUNKS = {"one by one": [PROMPT] + [1] * (LENGTH - PROMPT), "in pieces": [3, 7, 1, 2, 7], "at once": [LENGTH]}
+SHORT = ("sinusoidal", "rotary-dynamic", "rotary-longrope")
+
+
+def decoder(case: str, model_class=HfRopeForCausalLM, **changes):
+    return tiny_model(case, model_class, is_decoder=True, **changes).double()
+
+
+def in_steps(model, ids, chunks, mask=None, **inputs) -> torch.Tensor:
+    """The logits of all tokens, computed chunk by chunk with a cache."""
+    cache, logits, seen = None, [], 0
+    for size in chunks:
+        part, seen = ids[:, seen : seen + size], seen + size
+        seen_mask = None if mask is None else mask[:, :seen]
+        output = model(part, seen_mask, past_key_values=cache, use_cache=True, **inputs)
+        cache = output.past_key_values
+        assert cache.get_seq_length() == seen
+        logits.append(output.logits)
+    return torch.cat(logits, dim=1)
+
+
+def close(actual, expected, case: str) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance(case))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_later_tokens_change_nothing_before_them_as_declared(case):
+    model, ids = decoder(case), token_ids(2, 30)
+    changed, row = ids.clone(), {"use_cache": False}
+    changed[:, 20:] = token_ids(2, 10, seed=1)
+    with torch.no_grad():
+        before, after = (model(x, **row).logits for x in (ids, changed))
+        close(after[:, :20], before[:, :20], case)
+        assert not torch.allclose(after[:, 20], before[:, 20])
+        alone = model(ids[:, :20], **row).logits
+    same = torch.allclose(alone, before[:, :20], rtol=0, atol=tolerance(case))
+    assert same == model.model.position.length_independent
+
+
+@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
+@pytest.mark.parametrize(("case", "implementation"), COMPUTED)
+def test_decoding_with_a_cache_equals_computing_all_tokens(case, implementation, chunks):
+    room = {"max_position_embeddings": 64} if case == "rotary-dynamic" else {}  # its frequencies follow longer inputs
+    model, (ids, mask) = with_attention(decoder(case, **room), implementation), padded_batch()
+    with torch.no_grad():
+        close(in_steps(model, ids, chunks), model(ids, use_cache=False).logits, case)
+        if case != "rotary-dynamic":
+            assert torch.equal(model(ids).logits, model(ids, past_key_values=None).logits)
+        real = mask.bool()
+        close(in_steps(model, ids, chunks, mask)[real], model(ids, mask, use_cache=False).logits[real], case)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_cache_keeps_half_precision_close(scheme):
+    model = decoder(scheme).bfloat16()
+    ids = token_ids(2, LENGTH)
+    with torch.no_grad():
+        stepped, full = in_steps(model, ids, CHUNKS["one by one"]), model(ids, use_cache=False).logits
+    assert (stepped - full).norm() < 0.05 * full.norm()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_padding_on_either_side_changes_no_logits(case, cached):
+    model, ids = decoder(case), token_ids(1, 12)
+    with torch.no_grad():
+        expected = model(ids).logits
+        for left, right in ((5, 0), (0, 5), (3, 4)):
+            padded, mask = F.pad(ids, (left, right), value=7), F.pad(torch.ones_like(ids), (left, right))
+            for at in (None, (mask.cumsum(-1) - 1).clamp(min=0)):
+                out = model(padded, mask, position_ids=at, use_cache=cached).logits
+                close(out[:, left : left + 12], expected, case)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_leaving_padding_out_of_a_decoder_changes_nothing(case):
+    model, (ids, mask) = decoder(case, HfRopeModel), padded_batch()
+    real = mask.bool()
+    compact = model(ids, mask, use_cache=False).last_hidden_state
+    dense = model(ids, mask, use_cache=False, output_hidden_states=True).last_hidden_state
+    assert not compact[~real].any()
+    close(compact[real], dense[real], case)
+    target = torch.randn_like(dense)[real]
+    ours, expected = (gradients_of(model, (x[real] * target).sum()) for x in (compact, dense))
+    ours.pop("pooler.dense.weight"), ours.pop("pooler.dense.bias")
+    assert_same_gradients(ours, {name: expected[name] for name in ours}, tolerance(case))
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_packed_sequences_do_not_see_each_other(case, dense):
+    model, lengths = decoder(case, HfRopeModel), (7, 1, 9, 7)
+    ids = token_ids(1, sum(lengths))
+    at = torch.cat([torch.arange(n) for n in lengths])[None]
+    bounds = torch.tensor([0, *lengths]).cumsum(0).int()
+    separate = torch.cat([model(part).last_hidden_state for part in ids.split(lengths, dim=1)], dim=1)
+    target, gradients = torch.randn_like(separate), []
+    for told in ({"position_ids": at}, {"cu_seq_lens_q": bounds}):
+        packed = model(ids, output_hidden_states=dense, **told)
+        assert packed.past_key_values is None
+        close(packed.last_hidden_state, separate, case)
+        gradients.append(gradients_of(model, (packed.last_hidden_state * target).sum()))
+    expected = gradients_of(model, (separate * target).sum())
+    for ours in gradients:
+        assert_same_gradients(ours, expected, tolerance(case))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_computing_few_rows_of_a_decoder_at_once_changes_nothing(case, monkeypatch):
+    model, ids = decoder(case, HfRopeModel), token_ids(3, LENGTH)
+    target, outputs, gradients = torch.randn(3, LENGTH, 1), [], []
+    for scores, rows in ((2**22, 64), (1, 7), (1, 1)):
+        monkeypatch.setattr(attention, "SCORES_AT_ONCE", scores)
+        monkeypatch.setattr(attention, "ROWS_AT_ONCE", rows)
+        monkeypatch.setattr(position_base, "ROWS_AT_ONCE", rows)
+        outputs.append(model(ids, use_cache=False).last_hidden_state)
+        gradients.append(gradients_of(model, (outputs[-1] * target).sum()))
+    for few in (1, 2):
+        close(outputs[few], outputs[0], case)
+        assert_same_gradients(gradients[few], gradients[0], tolerance(case))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "sdpa" in implementations(case)])
+def test_causal_sdpa_equals_causal_eager(case):
+    model, ids = decoder(case, HfRopeModel), token_ids(2, LENGTH)
+    outputs, gradients = [], []
+    for implementation in ("eager", "sdpa"):
+        other = with_attention(model, implementation)
+        outputs.append(other(ids).last_hidden_state)
+        gradients.append(gradients_of(other, outputs[-1].square().sum()))
+    close(outputs[1], outputs[0], case)
+    assert_same_gradients(gradients[1], gradients[0], tolerance(case))
+
+
+@pytest.mark.parametrize("scheme", [case for case in SCHEMES if "flex_attention" in implementations(case)])
+def test_flex_decodes_as_eager(scheme):
+    torch._dynamo.reset()
+    model, ids = decoder(scheme).float(), token_ids(2, LENGTH)
+    with torch.no_grad():
+        expected = with_attention(model, "eager")(ids).logits
+        ours = in_steps(with_attention(model, "flex_attention"), ids, [LENGTH - 2, 1, 1])
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
+
+
+WAYS = {
+    "greedy": {"do_sample": False},
+    "beams": {"num_beams": 3, "do_sample": False},
+    "sampling": {"do_sample": True, "temperature": 0.7, "top_k": 20},
+}
+
+
+def generate(model, ids, mask=None, seed: int = 0, **settings) -> torch.Tensor:
+    torch.manual_seed(seed)
+    return model.generate(ids, attention_mask=mask, max_new_tokens=6, **settings)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", CASES)
+def test_generation_is_the_same_without_a_cache_in_a_batch_and_after_padding(case, way):
+    room = {"max_position_embeddings": 64} if case == "rotary-dynamic" else {}
+    model, settings = decoder(case, **room), WAYS[way]
+    short, long = token_ids(1, PROMPT), token_ids(1, PROMPT + 4, seed=1)
+    alone = generate(model, short, **settings)
+    assert alone.shape == (1, PROMPT + 6)
+    assert torch.equal(alone[:, :PROMPT], short)
+    assert torch.equal(generate(model, short, use_cache=False, **settings), alone)
+    padded = F.pad(short, (4, 0), value=7)
+    mask = (torch.arange(PROMPT + 4) >= 4).long()[None]
+    assert torch.equal(generate(model, padded, mask, **settings)[:, 4:], alone)
+    if way != "sampling":  # a batch draws other numbers
+        both = generate(model, torch.cat((padded, long)), torch.cat((mask, torch.ones_like(mask))), **settings)
+        assert torch.equal(both[:1, 4:], alone)
+        assert torch.equal(both[1:], generate(model, long, **settings))
+
+
+def test_sampling_follows_its_seed():
+    model, ids = decoder("rotary"), token_ids(1, PROMPT)
+    first, again, other = (generate(model, ids, seed=seed, do_sample=True) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_generation_with_other_caches_and_inputs(scheme):
+    model, ids = decoder(scheme), token_ids(2, PROMPT)
+    expected = generate(model, ids, do_sample=False)
+    assert torch.equal(generate(model, ids, do_sample=False, cache_implementation="static"), expected)
+    assert torch.equal(generate(model, ids, do_sample=False, prefill_chunk_size=2), expected)
+    embeds = model.get_input_embeddings()(ids)
+    embedded = model.generate(inputs_embeds=embeds, max_new_tokens=6, do_sample=False)
+    assert torch.equal(embedded, expected[:, PROMPT:])
+    cache = model(ids[:, :-1]).past_key_values
+    assert torch.equal(model.generate(ids, past_key_values=cache, max_new_tokens=6, do_sample=False), expected)
+    padded, mask = F.pad(ids, (3, 0), value=7), F.pad(torch.ones_like(ids), (3, 0))
+    static = generate(model, padded, mask, do_sample=False, cache_implementation="static")
+    assert torch.equal(static[:, 3:], expected)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_generation_with_a_hole_in_the_mask_is_the_same_without_a_cache(scheme):
+    model, ids = decoder(scheme), token_ids(1, 9)
+    mask = torch.tensor([[1, 1, 0, 1, 1, 0, 0, 1, 1]])
+    with_cache, without = (generate(model, ids, mask, do_sample=False, use_cache=use) for use in (True, False))
+    assert torch.equal(with_cache, without)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_generation_that_starts_at_another_position(scheme):
+    model, ids = decoder(scheme), token_ids(1, 9)
+    at = torch.arange(7, 16)[None]
+    with torch.no_grad():
+        first = model(ids[:, :6], position_ids=at[:, :6])
+        second = model(ids[:, 6:], position_ids=at[:, 6:], past_key_values=first.past_key_values)
+        expected = model(ids, position_ids=at).logits
+    close(torch.cat((first.logits, second.logits), 1), expected, scheme)
+
+
+WALLED = {"learned", "tupe", "relative_key", "relative_key_query"}
+
+
+@pytest.mark.parametrize("length", [{"max_new_tokens": 61}, {"max_length": 65}])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_generation_beyond_the_positions_is_refused_before_it_begins(scheme, length):
+    model, ids, calls = decoder(scheme), token_ids(2, 4), []
+    model.model.register_forward_pre_hook(lambda *_: calls.append(1))
+    if scheme in WALLED:
+        sentence = (
+            rf"^position_embedding_type='{scheme}' has a table for 64 positions \(max_position_embeddings=64\); the "
+            r"prompt's 4 and 61 new tokens need 65: lower max_new_tokens, [^\n]*\.$"
+        )
+        with pytest.raises(ValueError, match=sentence):
+            model.generate(ids, do_sample=False, **length)
+        assert not calls
+    else:
+        assert model.generate(ids, do_sample=False, **length).shape == (2, 65)
+    padded, mask = F.pad(ids, (5, 0), value=7), F.pad(torch.ones_like(ids), (5, 0))
+    assert model.generate(padded, attention_mask=mask, max_new_tokens=60).shape == (2, 69)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_loss_and_gradients_of_training_are_those_of_the_full_logits(scheme):
+    model, (ids, mask) = decoder(scheme), padded_batch()
+    labels = ids.masked_fill(mask == 0, -100)
+    outputs = [model.train(training)(ids, mask, labels=labels) for training in (True, False)]
+    assert outputs[0].logits is None
+    assert all(output.past_key_values is None for output in outputs)
+    logs = outputs[1].logits[:, :-1].log_softmax(-1)
+    both = (mask[:, :-1] * mask[:, 1:]).bool()  # padding neither predicts nor is predicted
+    by_hand = -logs.gather(-1, ids[:, 1:, None])[..., 0][both].mean()
+    ours, expected = (gradients_of(model.train(), output.loss) for output in outputs)
+    for output in outputs:
+        torch.testing.assert_close(output.loss.double(), by_hand, rtol=0, atol=1e-5)  # taken in float32
+    assert_same_gradients(ours, expected, 1e-6)
+    left = F.pad(ids[:1], (5, 0), value=7), F.pad(mask[:1], (5, 0)), F.pad(labels[:1], (5, 0), value=3)
+    alone = model(ids[:1], labels=labels[:1]).loss
+    torch.testing.assert_close(model(left[0], left[1], labels=left[2]).loss, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_checkpointing_turns_the_cache_off_and_changes_no_gradient(scheme, reentrant):
+    model, ids = decoder(scheme, hidden_dropout_prob=0.0).train(), token_ids(2, 9)
+    expected = gradients_of(model, model(ids, labels=ids).loss)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    assert model(ids, use_cache=True).past_key_values is None
+    assert_same_gradients(gradients_of(model, model(ids, labels=ids).loss), expected)
+
+
+def test_logits_to_keep():
+    model, ids = decoder("rotary"), token_ids(2, 9)
+    full = model(ids).logits
+    close(model(ids, logits_to_keep=2).logits, full[:, -2:], "rotary")
+    close(model(ids, logits_to_keep=torch.tensor([0, 4])).logits, full[:, [0, 4]], "rotary")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_decoder_records_attentions_that_are_causal(scheme):
+    model, ids = decoder(scheme, attn_implementation="eager"), token_ids(2, 9)
+    for use_cache in (True, False):
+        output = model(ids, output_attentions=True, output_hidden_states=True, use_cache=use_cache)
+        assert [tuple(x.shape) for x in output.attentions] == [(2, 4, 9, 9)] * 2
+        assert not any(x.triu(1).any() for x in output.attentions)
+        assert len(output.hidden_states) == 3
+    step = model(ids[:, :1], past_key_values=model(ids).past_key_values, output_attentions=True)
+    assert [tuple(x.shape) for x in step.attentions] == [(2, 4, 1, 10)] * 2
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_decoder_compiles_to_one_graph(scheme):
+    torch._dynamo.reset()
+    model, (ids, mask) = decoder(scheme, HfRopeModel, use_cache=False), padded_batch()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
+    with torch.no_grad():
+        for length in (LENGTH, LENGTH - 3):
+            inputs = (ids[:, :length], mask[:, :length])
+            ours, expected = (m(*inputs).last_hidden_state[inputs[1].bool()] for m in (compiled, model))
+            close(ours, expected, scheme)
+
+
+@pytest.mark.parametrize("scheme", ["rotary", "shaw"])
+def test_the_stock_trainer_trains_a_decoder(scheme, tmp_path):
+    from transformers import BertTokenizer
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word"]
+    collator = DataCollatorForLanguageModeling(BertTokenizer(vocab={w: i for i, w in enumerate(words)}), mlm=False)
+    rows = [{"input_ids": (torch.arange(length) % 7 + 5).tolist()} for length in (9, 12, 7, 12) * 4]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=4,
+        max_steps=30,
+        learning_rate=5e-3,
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    model = HfRopeForCausalLM(decoder(scheme).config)
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.5 * losses[0]
+    assert generate(model.eval(), torch.tensor([[5, 6, 7]]), do_sample=False).tolist() == [[5, 6, 7, 8, 9, 10, 11, 5, 6]]
+
+
+def test_a_copied_decoder_shares_no_cache():
+    model, ids = decoder("t5"), token_ids(1, 6)
+    first = model(ids)
+    other = copy.deepcopy(first.past_key_values)
+    ways = [model(ids[:, :1], past_key_values=cache).logits for cache in (other, first.past_key_values)]
+    assert torch.equal(*ways)
