@@ -45,8 +45,10 @@ class TransformerXLPosition(PositionScheme):
         return torch.cat(sinusoid(behind, self.config.hidden_size, dtype), dim=-1), *index
 
     def layer_plan(self, plan, attn):
-        """W_R R, (H, E, 2s+1), and the index of the pairs."""
+        """W_R R, (H, E, 2s+1), and the index of the pairs; for a single query, which W_R is applied to instead, R."""
         sinusoids, *index = plan
+        if index and index[0].shape[-2] == 1:
+            return plan
         rows = self.projections[attn.layer_idx](sinusoids).unflatten(-1, (self.num_heads, self.head_dim))
         return rows.permute(1, 2, 0), *index
 
@@ -55,4 +57,7 @@ class TransformerXLPosition(PositionScheme):
 
     def score_term(self, query, key, plan, attn, start=0):
         query = (query + self.position_bias[attn.layer_idx][:, None]) * self.scaling()
+        if plan[0].ndim == 2:
+            weight = self.projections[attn.layer_idx].weight
+            return distance_scores(query @ weight.unflatten(0, (self.num_heads, -1)), plan[0].T, plan[1:], start)
         return distance_scores(query, plan[0], plan[1:], start)

@@ -57,8 +57,12 @@ class TupePosition(PositionScheme):
 
     def plan(self, query_positions, key_positions, dtype):
         """The positions' own scores, (B or 1, H, Q, K)."""
-        query, key = self.project(self.query, query_positions), self.project(self.key, key_positions)
-        term = query @ key.transpose(-1, -2)
+        query = self.project(self.query, query_positions)
+        if query.shape[-2] == 1:  # U_K applied to the one query, not to all keys
+            query = query @ self.key.weight.unflatten(0, (self.num_heads, -1)) * self.scaling() ** 0.5
+            term = query @ self.rows(key_positions)[:, None].transpose(-1, -2)
+        else:
+            term = query @ self.project(self.key, key_positions).transpose(-1, -2)
         if self.options.untie_cls:
             rows = torch.arange(2, device=query_positions.device)[None]
             query, key = self.project(self.query, rows - 1), self.project(self.key, rows - 1)
@@ -70,10 +74,14 @@ class TupePosition(PositionScheme):
         return (term,)
 
     def project(self, projection: nn.Linear, positions: torch.Tensor) -> torch.Tensor:
-        """(B or 1, L) -> (B or 1, H, L, E), scaled for the queries; position i has row i + 1, row 0 is [CLS]'s own."""
-        self.require_positions(positions)
-        x = projection(self.norm(self.embeddings(positions + 1))) * self.scaling() ** 0.5
+        """(B or 1, L) -> (B or 1, H, L, E), with half of the scaling."""
+        x = projection(self.rows(positions)) * self.scaling() ** 0.5
         return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+    def rows(self, positions: torch.Tensor) -> torch.Tensor:
+        """(B or 1, L) -> (B or 1, L, D), normed; position i has row i + 1, row 0 is [CLS]'s own."""
+        self.require_positions(positions)
+        return self.norm(self.embeddings(positions + 1))
 
     def score_term(self, query, key, plan, attn, start=0):
         return plan[0].to(query.dtype)
