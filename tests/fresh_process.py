@@ -1,8 +1,8 @@
 """A script for a process of its own: loads checkpoints by the code that they carry, and writes down what comes out.
 
 Its argument is a JSON file: `package` ("absent", "present", or "late": imported after the first row), `inputs` and
-`results` (files of torch.save), and `rows`, each with `source`, `auto`, `head`, `trust`, and `resave`, a folder to save
-to and load from again, or null.
+`results` (files of torch.save), and `rows`, each with `source`, `auto`, `head`, `trust`, `settings` for from_pretrained,
+and `resave`, a folder to save to and load from again, or null.
 """
 
 import importlib.abc
@@ -37,7 +37,8 @@ import transformers  # noqa: E402
 inputs, results = torch.load(job["inputs"]), []
 for row in job["rows"]:
     auto = getattr(transformers, row["auto"])
-    model, info = auto.from_pretrained(row["source"], trust_remote_code=row["trust"], output_loading_info=True)
+    settings = {"trust_remote_code": row["trust"], **row["settings"]}
+    model, info = auto.from_pretrained(row["source"], output_loading_info=True, **settings)
     assert not model.training
     assert next(iter(model.parameters())).device.type == "cpu"
     result = {
@@ -45,6 +46,7 @@ for row in job["rows"]:
         "class": type(model).__name__,
         "strangers": sorted({*info["missing_keys"], *info["unexpected_keys"]}),
         "output": model(**inputs[row["head"]]).to_tuple(),
+        "generated": model.generate(inputs["prompt"], max_new_tokens=5) if model.can_generate() else None,
         "encoded": model.base_model(**inputs["encoder"]).last_hidden_state,
     }
     if row["resave"]:

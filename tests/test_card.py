@@ -17,6 +17,7 @@ from hf_rope.card import CardTrainer, create_card
 TASKS = {
     "encoder": "feature-extraction",
     "masked-lm": "fill-mask",
+    "causal-lm": "text-generation",
     "single-label": "text-classification",
     "tokens": "token-classification",
     "question-answering": "question-answering",
@@ -209,7 +210,7 @@ def test_other_models_keep_trainers_own_card(tmp_path):
     assert "## Training procedure" in (tmp_path / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["masked-lm", "single-label", "tokens", "question-answering"])
+@pytest.mark.parametrize("name", ["masked-lm", "causal-lm", "single-label", "tokens", "question-answering"])
 def test_trainers_own_card_has_the_heads_task(name, tmp_path):
     """A result without a task is left out of that card, so that the one here shows that the task was found."""
     arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)

@@ -10,6 +10,7 @@ import hf_rope
 from heads import BATCH, CHOICES, HEADS, LABELS, LENGTH, LOSSES, some_tokens
 from helpers import SIZES, tiny_model, token_ids
 
+LMS = ("masked-lm", "causal-lm")
 OWN_LAYERS = ("lm_head.", "classifier.", "qa_outputs.", "pooler.", "model.pooler.")
 DEFAULTS = {"rtol": 0, "atol": 1e-6}
 
@@ -45,8 +46,15 @@ def span_surprise(output, start_positions, end_positions) -> torch.Tensor:
     ) / 2
 
 
+def following(labels: torch.Tensor) -> torch.Tensor:
+    """What each token is to predict, the next label; the padding at the end of the second row predicts nothing."""
+    mask = HEADS["causal-lm"].batch()["attention_mask"][:, :-1]
+    return labels[:, 1:].masked_fill(mask == 0, -100)
+
+
 CLASSES = {head.model: head for head in reversed(HEADS.values())}
 BY_HAND = {
+    "causal-lm": lambda output, labels: mean_surprise(output.logits[:, :-1], following(labels)),
     "HfRopeForQuestionAnswering": span_surprise,
     "multi-label": lambda output, labels: coin_surprise(output.logits, labels),
     "regression": lambda output, labels: squares(output.logits, labels),
@@ -55,6 +63,7 @@ BY_HAND = {
 SHAPES = {
     "encoder": {"last_hidden_state": (BATCH, LENGTH, 32), "pooler_output": (BATCH, 32)},
     "masked-lm": {"logits": (BATCH, LENGTH, 99)},
+    "causal-lm": {"logits": (BATCH, LENGTH, 99)},
     "pre-training": {"logits": (BATCH, LENGTH, 99)},
     "single-label": {"logits": (BATCH, LABELS)},
     "multi-label": {"logits": (BATCH, LABELS)},
@@ -109,9 +118,10 @@ def test_hidden_states_and_attentions_of_every_layer(name):
         close(asked.hidden_states[-1], asked.last_hidden_state)
 
 
+@pytest.mark.parametrize("name", LMS)
 @pytest.mark.parametrize("scheme", hf_rope.SCHEMES)
-def test_masked_lm_in_training_has_the_loss_and_gradients_of_the_full_logits(scheme):
-    head = HEADS["masked-lm"]
+def test_an_lm_in_training_has_the_loss_and_gradients_of_the_full_logits(scheme, name):
+    head = HEADS[name]
     model, inputs = head.build(scheme), head.batch()
     labels = head.labels["labels"]
     losses, gradients = [], []
@@ -131,19 +141,21 @@ def test_masked_lm_in_training_has_the_loss_and_gradients_of_the_full_logits(sch
     assert not model.get_input_embeddings().weight.grad.is_sparse
 
 
-def test_untied_word_embeddings_have_dense_gradients():
-    head = HEADS["masked-lm"]
+@pytest.mark.parametrize("name", LMS)
+def test_untied_word_embeddings_have_dense_gradients(name):
+    head = HEADS[name]
     model = head.build(tie_word_embeddings=False).train()
     model(**head.batch(), **head.labels).loss.backward()
     assert not model.get_input_embeddings().weight.grad.is_sparse
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", ["masked-lm", "single-label", "tokens"])
+@pytest.mark.parametrize("name", ["masked-lm", "causal-lm", "single-label", "tokens"])
 def test_num_items_in_batch_divides_the_sum(name, training):
     head = HEADS[name]
     model, inputs = head.build().train(training), {**head.batch(), **head.labels}
-    count = int((head.labels["labels"] != -100).sum())
+    counted = following(head.labels["labels"]) if name == "causal-lm" else head.labels["labels"]
+    count = int((counted != -100).sum())
     expected = model(**inputs).loss * count / 7
     close(model(**inputs, num_items_in_batch=7).loss, expected, atol=1e-5)
     close(model(**inputs, num_items_in_batch=torch.tensor(7)).loss, expected, atol=1e-5)
@@ -183,12 +195,14 @@ def test_accumulated_gradients_equal_those_of_one_batch(name, tmp_path):
 @pytest.mark.parametrize("source", CLASSES)
 def test_heads_load_across_each_other(source, target, saved_heads):
     old, folder = saved_heads[source]
+    reads = {"is_decoder": CLASSES[target].config.get("is_decoder", False)}
     new, info = CLASSES[target].model_class.from_pretrained(
-        folder, ignore_mismatched_sizes=True, output_loading_info=True
+        folder, ignore_mismatched_sizes=True, output_loading_info=True, **reads
     )
     strangers = {*info["missing_keys"], *info["unexpected_keys"], *(key for key, *_ in info["mismatched_keys"])}
     assert all(key.startswith(OWN_LAYERS) for key in strangers), strangers
-    assert bool(strangers) == (source != target)
+    lms = [head.model for head in (HEADS[name] for name in LMS)]
+    assert bool(strangers) == (source != target and not (source in lms and target in lms))
     encoders = [getattr(model, "model", model).state_dict() for model in (old, new)]
     shared = [key for key in encoders[0] if not key.startswith("pooler.")]
     assert len(shared) > 20
@@ -269,10 +283,11 @@ def test_without_token_types_there_is_no_table_of_them(scheme):
 
 @pytest.mark.parametrize("embedding_size", [None, 12])
 @pytest.mark.parametrize("tie", [True, False])
-def test_weights_are_tied_as_configured_also_after_save_and_load(tie, embedding_size, tmp_path):
-    model = HEADS["masked-lm"].build(tie_word_embeddings=tie, embedding_size=embedding_size)
+@pytest.mark.parametrize("name", LMS)
+def test_weights_are_tied_as_configured_also_after_save_and_load(name, tie, embedding_size, tmp_path):
+    model = HEADS[name].build(tie_word_embeddings=tie, embedding_size=embedding_size)
     model.save_pretrained(tmp_path)
-    loaded, info = hf_rope.HfRopeForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    loaded, info = HEADS[name].model_class.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     for one in (model, loaded):
@@ -283,8 +298,9 @@ def test_weights_are_tied_as_configured_also_after_save_and_load(tie, embedding_
 
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("size", [105, 80])
-def test_resized_embeddings_keep_the_old_tokens_and_their_logits(size, tie, tmp_path):
-    model = HEADS["masked-lm"].build(tie_word_embeddings=tie)
+@pytest.mark.parametrize("name", LMS)
+def test_resized_embeddings_keep_the_old_tokens_and_their_logits(name, size, tie, tmp_path):
+    model = HEADS[name].build(tie_word_embeddings=tie)
     ids = token_ids(2, 6) % 79 + 1
     with torch.no_grad():  # a graph from before would keep the old sizes
         before = model(ids).logits[..., : min(size, SIZES["vocab_size"])]
@@ -296,7 +312,7 @@ def test_resized_embeddings_keep_the_old_tokens_and_their_logits(size, tie, tmp_
     close(model(ids).logits[..., : before.shape[-1]], before)
     model(ids.clamp(max=1) * (size - 1), labels=some_tokens(ids)).loss.backward()
     model.save_pretrained(tmp_path)
-    close(hf_rope.HfRopeForMaskedLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
+    close(HEADS[name].model_class.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
 
 
 def test_a_copied_model_shares_nothing_with_the_first():

@@ -17,6 +17,7 @@ from helpers import tiny_config
 TABLES = {
     "AutoModel": "MODEL_MAPPING_NAMES",
     "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     "AutoModelForPreTraining": "MODEL_FOR_PRETRAINING_MAPPING_NAMES",
     "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
     "AutoModelForTokenClassification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
@@ -74,14 +75,17 @@ def test_auto_tokenizer_reads_word_pieces(how, tmp_path):
 
 
 @pytest.mark.parametrize("count", [None, 5])
-@pytest.mark.parametrize("name", ["masked-lm", "pre-training", "single-label", "tokens", "multiple-choice"])
+@pytest.mark.parametrize("name", ["masked-lm", "causal-lm", "pre-training", "single-label", "tokens", "multiple-choice"])
 def test_label_smoothing_is_the_loss_computed_by_hand(name, count, tmp_path):
     head = HEADS[name]
     model, labels = head.build().train(), head.labels["labels"]
     arguments = TrainingArguments(output_dir=str(tmp_path), label_smoothing_factor=0.1, report_to="none", use_cpu=True)
     inputs = {**head.batch(), "labels": labels}
     loss = Trainer(model=model, args=arguments).compute_loss(model, inputs, num_items_in_batch=count)
-    logs = model(**head.batch()).logits.log_softmax(-1).flatten(0, -2)
+    logs = model(**head.batch()).logits.log_softmax(-1)
+    if name == "causal-lm":  # each token is to predict the next one's label
+        logs, labels = logs[:, :-1], labels[:, 1:]
+    logs = logs.flatten(0, -2)
     kept = [(x, y) for x, y in zip(logs, labels.flatten(), strict=True) if y != -100]
     by_hand = sum(-0.9 * x[y] - 0.1 * x.mean() for x, y in kept) / (count or len(kept))
     torch.testing.assert_close(loss, by_hand, rtol=1e-5, atol=1e-5)

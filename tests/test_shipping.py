@@ -26,6 +26,7 @@ SHIPPED = {path.name for path in FILES}
 THIRD_PARTY = {"torch", "transformers", "huggingface_hub"}
 CLASSES = {head.model: name for name, head in HEADS.items() if name != "pre-training"}  # the last row of each class
 SCRIPT = Path(__file__).with_name("fresh_process.py")
+PROMPT = token_ids(1, 4)
 EXACT = {"rtol": 0, "atol": 0}
 COMPLETE = ("rotary", "shaw")  # the schemes whose every head is tried in every way
 
@@ -164,7 +165,7 @@ def write_hub_cache(root: Path, repo_id: str, files: dict[str, bytes]) -> None:
 
 def run_fresh_process(folder: Path, package: str, rows: list[dict], **more) -> list[dict]:
     """Runs fresh_process.py with caches of its own, offline, and returns its results."""
-    inputs = {name: HEADS[name].batch() for name in HEADS}
+    inputs = {"prompt": PROMPT, **{name: HEADS[name].batch() for name in HEADS}}
     files = {"inputs": str(folder / "inputs.pt"), "results": str(folder / "results.pt")}
     torch.save(inputs, files["inputs"])
     (folder / "job.json").write_text(json.dumps({"package": package, "rows": rows, **files, **more}))
@@ -182,8 +183,9 @@ def run_fresh_process(folder: Path, package: str, rows: list[dict], **more) -> l
     return torch.load(files["results"])
 
 
-def row(source, head: str, *, trust: bool = True, resave=None) -> dict:
+def row(source, head: str, *, trust: bool = True, resave=None, **settings) -> dict:
     return {
+        "settings": settings,
         **{"source": str(source), "auto": HEADS[head].auto, "head": head, "trust": trust},
         **{"resave": None if resave is None else str(resave)},
     }
@@ -224,13 +226,14 @@ def test_without_the_package_a_masked_lm_checkpoint_loads_under_every_other_head
         model = HEADS["masked-lm"].build(scheme)
         model.save_pretrained(tmp_path / scheme)
         for name in CLASSES.values():
-            rows.append(row(tmp_path / scheme, name))
-            models.append(model)
+            reads = {"is_decoder": HEADS[name].config.get("is_decoder", False)}
+            rows.append(row(tmp_path / scheme, name, **reads))
+            models.append(HEADS["encoder"].model_class.from_pretrained(tmp_path / scheme, **reads).eval())
     for asked, model, result in zip(rows, models, run_fresh_process(tmp_path, "absent", rows), strict=True):
         own = ("lm_head.", "classifier.", "qa_outputs.", "pooler.", "model.pooler.")
         assert all(key.startswith(own) for key in result["strangers"]), asked
-        assert bool(result["strangers"]) == (asked["head"] != "masked-lm")
-        close(result["encoded"], model.base_model(**HEADS["encoder"].batch()).last_hidden_state)
+        assert bool(result["strangers"]) == (asked["head"] not in ("masked-lm", "causal-lm"))
+        close(result["encoded"], model(**HEADS["encoder"].batch()).last_hidden_state)
 
 
 @pytest.mark.parametrize("package", ["present", "late"])
@@ -259,6 +262,8 @@ def check(asked: dict, model, result: dict, module: str) -> None:
     assert not result["strangers"], asked
     output = model(**HEADS[asked["head"]].batch()).to_tuple()
     close(result["output"], output)
+    if model.can_generate():
+        assert torch.equal(result["generated"], model.generate(PROMPT, max_new_tokens=5))
     if asked["resave"]:
         close(result["again"], output)
         assert_complete({path.name: path.read_bytes() for path in Path(asked["resave"]).iterdir()})
