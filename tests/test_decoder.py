@@ -165,7 +165,8 @@ def test_causal_flex_equals_causal_eager(scheme):
     model, (ids, mask) = decoder(scheme, HfRopeModel, use_cache=False).float(), padded_batch()
     with torch.no_grad():
         expected, ours = (
-            with_attention(model, kind)(ids, mask).last_hidden_state[mask.bool()] for kind in ("eager", "flex_attention")
+            with_attention(model, kind)(ids, mask).last_hidden_state[mask.bool()]
+            for kind in ("eager", "flex_attention")
         )
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
 
@@ -346,7 +347,9 @@ def test_the_stock_trainer_trains_a_decoder(scheme, tmp_path):
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < 0.5 * losses[0]
-    assert generate(model.eval(), torch.tensor([[5, 6, 7]]), do_sample=False).tolist() == [[5, 6, 7, 8, 9, 10, 11, 5, 6]]
+    assert generate(model.eval(), torch.tensor([[5, 6, 7]]), do_sample=False).tolist() == [
+        [5, 6, 7, 8, 9, 10, 11, 5, 6]
+    ]
 
 
 def test_a_copied_decoder_shares_no_cache():

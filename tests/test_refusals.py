@@ -8,12 +8,13 @@ import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelForMaskedLM
+from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelForMaskedLM, DynamicCache
 
 from helpers import tiny_config, tiny_model, token_ids
 from hf_rope import (
     SCHEMES,
     HfRopeConfig,
+    HfRopeForCausalLM,
     HfRopeForMaskedLM,
     HfRopeForMultipleChoice,
     HfRopeForTokenClassification,
@@ -494,6 +495,93 @@ def test_position_table_of_another_size(scheme, length, folders):
         RuntimeError,
         r"ignore_mismatched_sizes",
     )
+
+
+SIDES = {
+    "masked LM": (
+        HfRopeForMaskedLM,
+        True,
+        r"MaskedLM with is_decoder=True sees no token after its own: pass is_decoder=F",
+    ),
+    "tokens": (
+        HfRopeForTokenClassification,
+        True,
+        r"is_decoder=True sees no token after its own: pass is_decoder=False",
+    ),
+    "choice": (
+        HfRopeForMultipleChoice,
+        True,
+        r"is_decoder=True sees no token after its own: pass is_decoder=False to th",
+    ),
+    "causal LM": (
+        HfRopeForCausalLM,
+        False,
+        r"is_decoder=False sees the tokens that it is to predict: pass is_decoder=T",
+    ),
+}
+
+
+@pytest.mark.parametrize(("model_class", "is_decoder", "sentence"), SIDES.values(), ids=SIDES)
+def test_heads_of_the_other_direction(model_class, is_decoder, sentence):
+    config = tiny_config("rotary", is_decoder=is_decoder)
+    assert_one_sentence(refusal(lambda: model_class(config), ValueError, sentence))
+
+
+def decoder():
+    return tiny_model("rotary", HfRopeForCausalLM, is_decoder=True)
+
+
+def cached(**inputs):
+    """A forward of the decoder after one of 7 tokens."""
+    model = decoder()
+    return lambda: model(**inputs, past_key_values=model(IDS).past_key_values)
+
+
+def checkpointed():
+    model = decoder().train()
+    model.gradient_checkpointing_enable()
+    return model(IDS, past_key_values=DynamicCache())
+
+
+DECODING = {
+    "a cache in an encoder": (
+        lambda: tiny_model("none")(IDS, past_key_values=DynamicCache()),
+        r"past_key_values are given and is_decoder is False: an encoder keeps no cache; leave them out, or set",
+    ),
+    "an encoder's states without cross-attention": (
+        lambda: decoder()(IDS, encoder_hidden_states=torch.zeros(2, 3, 32)),
+        r"encoder_hidden_states are given and add_cross_attention is False: set it, and is_decoder, to True",
+    ),
+    "cross-attention in an encoder": (
+        lambda: tiny_config("none", add_cross_attention=True),
+        r"add_cross_attention=True is for decoders, and is_decoder is False: set is_decoder=True, or leave",
+    ),
+    "mask of the new tokens alone": (
+        cached(input_ids=IDS, attention_mask=torch.ones_like(IDS)),
+        r"attention_mask has shape \(2, 7\); it must have the input's, \(2, 14\) \(7 cached tokens and 7 new ones\), or",
+    ),
+    "packed sequences after a cache": (
+        cached(input_ids=IDS[:1], cu_seq_lens_q=torch.tensor([0, 3, 7])),
+        r"cu_seq_lens_q tells packed sequences apart, which cannot be continued: leave past_key_values out",
+    ),
+    "positions with gaps after a cache": (
+        cached(input_ids=IDS[:, :2], position_ids=torch.tensor([[7, 9]])),
+        r"position_ids are \[7, 9\] where a cache is in use; with one, they must count up by one: leave them out",
+    ),
+    "a cache under checkpointing": (
+        checkpointed,
+        r"past_key_values are given under gradient checkpointing, which would fill them twice: leave them out",
+    ),
+    "some logits with labels": (
+        lambda: decoder()(IDS, labels=IDS, logits_to_keep=1),
+        r"logits_to_keep is 1 and labels are given: a loss needs all logits; leave one of them out",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "sentence"), DECODING.values(), ids=DECODING)
+def test_decoding(call, sentence):
+    assert_one_sentence(refusal(call, ValueError, sentence))
 
 
 LEGIT = {

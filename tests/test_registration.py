@@ -75,7 +75,9 @@ def test_auto_tokenizer_reads_word_pieces(how, tmp_path):
 
 
 @pytest.mark.parametrize("count", [None, 5])
-@pytest.mark.parametrize("name", ["masked-lm", "causal-lm", "pre-training", "single-label", "tokens", "multiple-choice"])
+@pytest.mark.parametrize(
+    "name", ["masked-lm", "causal-lm", "pre-training", "single-label", "tokens", "multiple-choice"]
+)
 def test_label_smoothing_is_the_loss_computed_by_hand(name, count, tmp_path):
     head = HEADS[name]
     model, labels = head.build().train(), head.labels["labels"]

@@ -227,9 +227,7 @@ def dense_layout(
     else:
         # A score term of cached tokens is added to a mask; only a square term can be cut by `attend_at_once`.
         skip = key_positions is None or type(position).score_term is PositionScheme.score_term
-        mask = create_causal_mask(
-            config, x, attention_mask, cache, and_mask_function=inside, allow_is_causal_skip=skip
-        )
+        mask = create_causal_mask(config, x, attention_mask, cache, and_mask_function=inside, allow_is_causal_skip=skip)
     if mask is None and segments is not None:
         raise ValueError(
             f"attn_implementation={config._attn_implementation!r} cannot keep packed sequences apart while a graph is "
@@ -260,9 +258,7 @@ def encoder_mask(config, x: torch.Tensor, states: torch.Tensor, attention_mask: 
     """The mask of cross-attention from x, (B, L, D), to the encoder's real states, (B, S, D)."""
     if attention_mask is None:
         return None
-    return additive(
-        create_bidirectional_mask(config, x, attention_mask, encoder_hidden_states=states), config, x.dtype
-    )
+    return additive(create_bidirectional_mask(config, x, attention_mask, encoder_hidden_states=states), config, x.dtype)
 
 
 def compact_layout(position, config, keep, position_ids, segments) -> Layout:

@@ -73,6 +73,14 @@ def check_labels(labels: torch.Tensor | None, hidden_states: torch.Tensor) -> No
         raise ValueError(f"labels has shape {tuple(labels.shape)}; the input's is {tuple(hidden_states.shape[:2])}.")
 
 
+def check_kept(logits_to_keep) -> None:
+    """Refuses part of the logits where there are labels."""
+    if isinstance(logits_to_keep, torch.Tensor) or logits_to_keep:
+        raise ValueError(
+            f"logits_to_keep is {logits_to_keep} and labels are given: a loss needs all logits; leave one of them out."
+        )
+
+
 def check_mask(mask: torch.Tensor, batch: int, length: int, cache) -> None:
     """Refuses anything but (B, P + L), P tokens being cached, and what broadcasts to (B, H, L, K)."""
     past = cached_length(cache)

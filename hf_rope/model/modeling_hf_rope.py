@@ -32,7 +32,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention import Layout, attend, compact_layout, dense_layout, encoder_mask, interface
 from .configuration_hf_rope import OLD_NAMES, HfRopeConfig
 from .decoding import cached_length, key_positions, new_cache
-from .inputs import check_bounds, check_choices, check_decoding, check_inputs, check_labels
+from .inputs import check_bounds, check_choices, check_decoding, check_inputs, check_kept, check_labels
 from .position_base import PositionScheme, find_packed_sequences
 from .positions import SCHEMES
 
@@ -544,6 +544,8 @@ class HfRopeForCausalLM(HfRopeLM, GenerationMixin):
                 padding predicts nothing.
             logits_to_keep: how many of the last tokens get logits, or their numbers; 0 for all. Not with labels.
         """
+        if labels is not None:
+            check_kept(logits_to_keep)
         if use_cache is None and (labels is not None or self.training):
             use_cache = False
         only_labelled = labels is not None and self.training and not is_tracing(labels)

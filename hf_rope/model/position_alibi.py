@@ -8,7 +8,7 @@ from .position_base import PositionScheme, distance_index, spread_distances
 class AlibiPosition(PositionScheme):
     """s_ij = q_i . k_j / sqrt(d) - m_h |i - j|, m_h = 2^(-8h/H) for h = 1..H.
 
-    Where H is no power of two: the slopes of the power below, then every second slope of the power above. No
+    In a decoder, the same as the paper's. Where H is no power of two: the slopes of the power below, then every second slope of the power above. No
     parameters, no length limit.
     """
 
