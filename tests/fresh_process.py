@@ -1,8 +1,8 @@
 """A script for a process of its own: loads checkpoints by the code that they carry, and writes down what comes out.
 
 Its argument is a JSON file: `package` ("absent", "present", or "late": imported after the first row), `inputs` and
-`results` (files of torch.save), and `rows`, each with `source`, `auto`, `head`, `trust`, `settings` for from_pretrained,
-and `resave`, a folder to save to and load from again, or null.
+`results` (files of torch.save), and `rows`, each with `source`, `auto`, `head`, `trust`, `settings` (of
+from_pretrained) and `resave`, a folder to save to and load from again, or null.
 """
 
 import importlib.abc

@@ -558,7 +558,7 @@ DECODING = {
     ),
     "mask of the new tokens alone": (
         cached(input_ids=IDS, attention_mask=torch.ones_like(IDS)),
-        r"attention_mask has shape \(2, 7\); it must have the input's, \(2, 14\) \(7 cached tokens and 7 new ones\), or",
+        r"attention_mask has shape \(2, 7\); it must have the input's, \(2, 14\) \(7 cached and 7 new tokens\), or be",
     ),
     "packed sequences after a cache": (
         cached(input_ids=IDS[:1], cu_seq_lens_q=torch.tensor([0, 3, 7])),

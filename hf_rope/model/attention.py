@@ -101,7 +101,7 @@ class Layout:
         return cache.update(key, value, layer_idx)
 
     def of_encoder(self, project, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The keys and values of the encoder's states for a layer: what `project` gives, once where there is a cache."""
+        """A layer's keys and values of the encoder's states: what `project` gives, once where there is a cache."""
         if not isinstance(self.cache, EncoderDecoderCache):
             return project()
         if not self.cache.is_updated.get(layer_idx):
@@ -143,7 +143,8 @@ def eager_attention(
 
 
 def attend(attn, query, key, value, group: Group, position: PositionScheme, plan) -> tuple:
-    """One layer's self-attention over a group: (B,H,L,E), (B,H,K,E) twice -> (B, L, H * E) and the probabilities or None.
+    """One layer's self-attention over a group: (B,H,L,E), (B,H,K,E), (B,H,K,E) -> (B, L, H * E) and the
+    probabilities, or None.
 
     Where every sequence has a score term of its own, a few sequences are computed at once, and a long one in blocks of
     queries: their terms stay in cache, and memory grows with the length, not with its square.
@@ -194,7 +195,7 @@ def attend_at_once(attn, query, key, turned, group: Group, position: PositionSch
 
 
 def interface(attn, query, key, value, mask, scaling: float, is_causal: bool, **extra) -> tuple:
-    """Attention as the configuration's `attn_implementation` computes it: (B, Q, H * E) and the probabilities, or None."""
+    """Attention as `attn_implementation` computes it: (B, Q, H * E) and the probabilities, or None."""
     compute = ALL_ATTENTION_FUNCTIONS.get_interface(attn.config._attn_implementation, eager_attention)
     dropout = attn.dropout if attn.training else 0.0
     out, probabilities = compute(
@@ -241,7 +242,7 @@ def dense_layout(
 
 
 def is_plain(config, x: torch.Tensor, attention_mask: torch.Tensor | None) -> bool:
-    """Whether causal attention without a cache needs no mask: nothing is padding, and the kernel is no flex attention."""
+    """Whether causal attention without a cache needs no mask: nothing is padding, and the kernel is not flex's."""
     if config._attn_implementation == "flex_attention" or is_tracing(x):
         return False
     return attention_mask is None or (attention_mask.ndim == 2 and bool(attention_mask.all()))

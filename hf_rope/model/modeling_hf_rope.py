@@ -1,4 +1,4 @@
-"""The encoder, or decoder, and its heads. It names no position scheme: `model.position` holds all that a scheme computes.
+"""The encoder, or decoder, and its heads. It names no position scheme: `model.position` holds all that one computes.
 
 Shapes: B batch, L length, D hidden size, V vocabulary, C labels, T real tokens of a batch with padding or packing.
 """
@@ -122,7 +122,7 @@ class HfRopeCrossAttention(nn.Module):
 
 
 class HfRopeLayer(GradientCheckpointingLayer):
-    """Attention, in a decoder with cross-attention that too, and feed-forward: dropout, residual and norm after each."""
+    """Attention, cross-attention if any, and feed-forward, each with dropout, residual and norm after it (as BERT)."""
 
     def __init__(self, config, layer_idx: int):
         super().__init__()
@@ -326,8 +326,8 @@ class HfRopeModel(HfRopePreTrainedModel):
 
         Args:
             input_ids: (B, L) int64; or `inputs_embeds`, (B, L, embedding_size).
-            attention_mask: (B, L), or with a cache (B, P + L), 1 at real tokens; or an additive or boolean (B, 1, L, K),
-                which then alone decides who sees whom.
+            attention_mask: (B, L), or with a cache (B, P + L), 1 at real tokens; or an additive or boolean
+                (B, 1, L, K), which then alone decides who sees whom.
             token_type_ids: (B, L) int64, zeros if left out.
             position_ids: (B or 1, L) int64 from 0; counted from the first real token if left out. Runs 0, 1, 2, ... one
                 after the other in a row are packed sequences, and each sees itself only. With a cache they must count
@@ -342,8 +342,8 @@ class HfRopeModel(HfRopePreTrainedModel):
         check_decoding(self.config, past_key_values, encoder_hidden_states, bounds)
         if past_key_values is not None and self.gradient_checkpointing and self.training:
             raise ValueError(
-                "past_key_values are given under gradient checkpointing, which would fill them twice: leave them out, or "
-                "call gradient_checkpointing_disable()."
+                "past_key_values are given under gradient checkpointing, which would fill them twice: leave them out, "
+                "or call gradient_checkpointing_disable()."
             )
         batch, length = check_inputs(
             self.config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, past_key_values
@@ -540,8 +540,8 @@ class HfRopeForCausalLM(HfRopeLM, GenerationMixin):
         """The other arguments are as for `HfRopeModel`.
 
         Args:
-            labels: (B, L) int64, as a rule the ids themselves: token i predicts label i + 1. -100 where no loss is taken;
-                padding predicts nothing.
+            labels: (B, L) int64, as a rule the ids themselves: token i predicts label i + 1. -100 where no loss is
+                taken; padding predicts nothing.
             logits_to_keep: how many of the last tokens get logits, or their numbers; 0 for all. Not with labels.
         """
         if labels is not None:
@@ -595,7 +595,7 @@ class HfRopeForCausalLM(HfRopeLM, GenerationMixin):
 
 
 def next_labels(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """(B, L) -> (B, L): the label that each token is to predict, that of the next one; -100 at the end and at padding."""
+    """(B, L) -> (B, L): the label that each token is to predict, the next one; -100 at the end and at padding."""
     following = F.pad(labels[:, 1:], (0, 1), value=-100)
     if attention_mask is None or attention_mask.ndim != 2:
         return following

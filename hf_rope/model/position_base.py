@@ -131,7 +131,7 @@ class PositionScheme(nn.Module):
             )
 
     def require_room(self, prompt: int, new: int) -> None:
-        """Raises ValueError where a prompt and what is to be generated need more positions than the scheme's table has."""
+        """Raises ValueError where a prompt and the tokens to be generated are more than the scheme's table has."""
         if self.max_length is not None and prompt + new > self.max_length:
             raise ValueError(
                 f"position_embedding_type={self.config.position_embedding_type!r} has a table for {self.max_length} "

@@ -63,7 +63,7 @@ class RotaryPosition(PositionScheme):
 
     @property
     def length_independent(self):
-        """Not for the types whose frequencies follow the length: past their first length, a cache is an approximation."""
+        """Not where frequencies follow the length: past the first length, a cache is an approximation."""
         return self.config.rope_parameters["rope_type"] not in ("dynamic", "longrope")
 
     def plan(self, query_positions, key_positions, dtype):

@@ -14,8 +14,8 @@ from .position_learned import WithAbsoluteTable
 class T5Position(WithAbsoluteTable):
     """s_ij = q_i . k_j / sqrt(d) + b_{h, bucket(j-i)}: one table of (num_buckets, H) for all layers. No length limit.
 
-    T5 itself leaves the sqrt(d) out; MPNet keeps it, and so does this scheme. T5's decoder spends all buckets on j <= i;
-    here a decoder keeps the bidirectional ones, and uses half.
+    T5 itself leaves the sqrt(d) out; MPNet keeps it, and so does this scheme. T5's decoder spends all buckets on j <=
+    i; here a decoder keeps the bidirectional ones, and uses half.
     """
 
     kind = "RPE"
