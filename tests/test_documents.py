@@ -178,9 +178,10 @@ def test_readme_blocks_run_as_pasted(tmp_path):
     assert "torch.Size([1, 32, 64])" in outputs[0]
     assert "HfRopeForSequenceClassification" in outputs[1]
     assert "'rope_type': 'yarn'" in outputs[2]
-    assert "BertForMaskedLM" in outputs[3]
-    assert "fill-mask" in outputs[4]
-    assert len(outputs) == 5
+    assert "tensor([[" in outputs[3]
+    assert "BertForMaskedLM" in outputs[4]
+    assert "fill-mask" in outputs[5]
+    assert len(outputs) == 6
 
 
 def test_readme_example_of_a_scheme_works(monkeypatch):

@@ -107,7 +107,7 @@ class Layout:
         if not self.cache.is_updated.get(layer_idx):
             self.cache.is_updated[layer_idx] = True
             return self.cache.cross_attention_cache.update(*project(), layer_idx)
-        layer = self.cache.cross_attention_cache.layers[layer_idx]
+        layer: Any = self.cache.cross_attention_cache.layers[layer_idx]
         return layer.keys, layer.values
 
 
@@ -191,10 +191,11 @@ def attend_at_once(attn, query, key, turned, group: Group, position: PositionSch
             extra["position_bias"] = term.expand(len(query), attn.num_heads, -1, -1)
     if type(position).value_term is not PositionScheme.value_term and implementation == "eager":
         extra["value_term"] = lambda probabilities: position.value_term(probabilities, plan, attn, start)
-    return interface(attn, *turned, mask, position.scaling(), is_causal, **extra)
+    query, key, value = turned
+    return interface(attn, query, key, value, mask, position.scaling(), is_causal, **extra)
 
 
-def interface(attn, query, key, value, mask, scaling: float, is_causal: bool, **extra) -> tuple:
+def interface(attn, query, key, value, mask, scaling: float, is_causal: bool, **extra) -> tuple[Any, Any]:
     """Attention as `attn_implementation` computes it: (B, Q, H * E) and the probabilities, or None."""
     compute = ALL_ATTENTION_FUNCTIONS.get_interface(attn.config._attn_implementation, eager_attention)
     dropout = attn.dropout if attn.training else 0.0

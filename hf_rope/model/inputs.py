@@ -89,10 +89,10 @@ def check_mask(mask: torch.Tensor, batch: int, length: int, cache) -> None:
     keys = past + length if cache is None else cache.get_mask_sizes(length, 0)[0]
     fits = mask.ndim == 4 and all(x in (1, y) for x, y in zip(mask.shape[::2], (batch, length), strict=True))
     if mask.shape != (batch, past + length) and not (fits and mask.shape[3] == keys):
-        cached = f" ({past} cached and {length} new tokens)" if past else ""
+        shape, cached = tuple(mask.shape), f" ({past} cached and {length} new tokens)" if past else ""
         raise ValueError(
-            f"attention_mask has shape {tuple(mask.shape)}; it must have the input's, {(batch, past + length)}{cached}, or "
-            f"be (batch, heads, {length}, {keys}), where batch, heads and queries may be 1."
+            f"attention_mask has shape {shape}; it must have the input's, {(batch, past + length)}{cached}, "
+            f"or be (batch, heads, {length}, {keys}), where batch, heads and queries may be 1."
         )
 
 

@@ -591,7 +591,8 @@ class HfRopeForCausalLM(HfRopeLM, GenerationMixin):
         if new is None:
             new = max_cache_length + 1 - position_ids.shape[-1]
         self.model.position.require_room(int(position_ids.max()) + 1, new)
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, mode, batch_size, max_cache_length)
+        prepare: Any = super()._prepare_cache_for_generation  # type: ignore[misc]
+        return prepare(generation_config, model_kwargs, mode, batch_size, max_cache_length)
 
 
 def next_labels(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

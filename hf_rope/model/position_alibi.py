@@ -8,8 +8,8 @@ from .position_base import PositionScheme, distance_index, spread_distances
 class AlibiPosition(PositionScheme):
     """s_ij = q_i . k_j / sqrt(d) - m_h |i - j|, m_h = 2^(-8h/H) for h = 1..H.
 
-    Where H is no power of two: the slopes of the power below, then every
-    second slope of the power above. In a decoder it is the paper's own form. No parameters, no length limit.
+    Where H is no power of two: the slopes of the power below, then every second slope of the power above. In a decoder
+    it is the paper's own form. No parameters, no length limit.
     """
 
     kind = "RPE"
