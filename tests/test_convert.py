@@ -65,7 +65,8 @@ NO_SUCH_HEAD = {
     *((name, "ForMultipleChoice") for name, (family, _) in SOURCES.items() if family == "Deberta"),
     ("roformer-odd", "ForMultipleChoice"),
 }
-PAIRS = [(name, head) for name in SOURCES for head in HEADS if (name, head) not in NO_SUCH_HEAD]
+ENCODERS = [head for head in HEADS if head != "ForCausalLM"]
+PAIRS = [(name, head) for name in SOURCES for head in ENCODERS if (name, head) not in NO_SUCH_HEAD]
 FAMILIES = [
     "bert",
     "roberta",
@@ -137,7 +138,7 @@ def test_outputs_equal_the_native_models(name, head, record_property):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", ENCODERS)
 def test_a_saved_conversion_computes_the_same(name, head, tmp_path):
     if (name, head) in NO_SUCH_HEAD:
         head = "Model"
@@ -376,7 +377,7 @@ def test_pairings_are_the_same_model(case, head):
 # Back.
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", ENCODERS)
 @pytest.mark.parametrize("name", ["bert", "bert-untied", "roformer-summary"])
 def test_there_and_back_is_the_source(name, head):
     theirs = native(name, head)
@@ -389,13 +390,68 @@ def test_there_and_back_is_the_source(name, head):
     assert_equal(theirs, again, head=head, limit=0)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", ENCODERS)
 @pytest.mark.parametrize("case", ["learned", "rotary", "rotary-value", "rotary-halves-value"])
 def test_native_class_computes_what_hf_rope_does(case, head):
     changes = {"pooler_activation": "gelu"} if case != "learned" else {}
     ours = tiny_model(case, getattr(hf_rope, HEADS[head]), **changes)
     theirs = to_native(ours)
     assert_equal(theirs, ours, head=head)
+
+
+# Decoders.
+
+DECODERS = {"bert": "LMHeadModel", "bert-odd": "LMHeadModel", "roformer": "ForCausalLM", "roformer-odd": "ForCausalLM"}
+
+
+def cross_inputs(hidden_size: int) -> dict[str, torch.Tensor]:
+    """An encoder's states, padded in two rows."""
+    mask = torch.ones(4, 9, dtype=torch.long)
+    mask[1, 4:], mask[2, 1:] = 0, 0
+    return {"encoder_hidden_states": torch.randn(4, 9, hidden_size), "encoder_attention_mask": mask}
+
+
+@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoders_equal_the_native_ones_with_a_cache_and_without(name, cross, record_property):
+    theirs = native(name, DECODERS[name], is_decoder=True, add_cross_attention=cross)
+    ours, report = convert_with_report(theirs)
+    assert type(ours).__name__ == "HfRopeForCausalLM"
+    assert not report.new
+    inputs = {**batch(theirs.config), **(cross_inputs(theirs.config.hidden_size) if cross else {})}
+    assert_equal(theirs, ours, inputs)
+    assert_equal(theirs, ours, {**inputs, "use_cache": False})
+    ids = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, 5)
+    states = {key: value for key, value in inputs.items() if key.startswith("encoder_")}
+    caches, greatest = [None, None], 0.0
+    for part in ids.split((33, 1, 1, 1, 4), dim=1)[:4]:  # native RoFormer has positions of one length only
+        outputs = []
+        for number, model in enumerate((theirs, ours)):
+            with torch.no_grad():
+                output = model(part, past_key_values=caches[number], use_cache=True, **states)
+            caches[number] = output.past_key_values
+            outputs.append(output.logits)
+        greatest = max(greatest, float((outputs[0] - outputs[1]).abs().max()))
+    record_property("greatest difference", greatest)
+    assert greatest <= 1e-5
+    gradients = []
+    for model in (theirs, ours):
+        weights = torch.linspace(-1, 1, theirs.config.vocab_size)
+        ((model(**inputs).logits * weights)[inputs["attention_mask"].bool()]).sum().backward()
+        gradients.append(model.get_input_embeddings().weight.grad)
+    limit = 1e-4 * float(gradients[0].abs().max())
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=limit)
+    again, report = to_native_with_report(ours)
+    assert type(again) is type(theirs)
+    assert not report.dropped
+    assert_equal(theirs, again, inputs, limit=0)
+
+
+def test_a_decoder_without_a_head_and_one_of_another_scheme():
+    theirs = native("bert", is_decoder=True)
+    assert_equal(theirs, convert(theirs))
+    ours, report = convert_with_report(native("bert", "LMHeadModel", is_decoder=True), "rotary")
+    assert (ours.config.is_decoder, report.needs_training) == (True, True)
 
 
 NATIVE_REFUSALS = {
@@ -499,9 +555,20 @@ REFUSALS: dict[str, tuple[str, str, Any, str]] = {
         "bert",
         MASKED,
         setting(is_decoder=True),
-        r"is_decoder=True, which cannot be converted: hf_rope is an enc",
+        r"HfRopeForMaskedLM with is_decoder=True sees no token after its own",
     ),
-    "cross attention": ("bert", MASKED, setting(add_cross_attention=True), r"add_cross_attention=True"),
+    "another decoder": (
+        "roberta",
+        MASKED,
+        setting(is_decoder=True),
+        r"is_decoder=True, which cannot be converted: only decoders of BERT and RoFormer are",
+    ),
+    "cross attention": (
+        "bert",
+        MASKED,
+        setting(add_cross_attention=True),
+        r"add_cross_attention=True is for decoders, and is_decoder is False",
+    ),
     "activation": ("bert", MASKED, setting(hidden_act="swoosh"), r"hidden_act='swoosh' is unknown"),
     "cut file": (
         "bert",
@@ -553,7 +620,18 @@ REFUSALS: dict[str, tuple[str, str, Any, str]] = {
         r"BertForX cannot be converted; of this family: BertM",
     ),
     "next sentence": ("bert", "ForNextSentencePrediction", None, r"no next-sentence head: convert BertModel"),
-    "generation": ("bert", "LMHeadModel", None, r"generates nothing: convert BertModel"),
+    "generation in both directions": (
+        "bert",
+        "LMHeadModel",
+        None,
+        r"is_decoder=False sees the tokens that it is to pred",
+    ),
+    "generation": (
+        "roberta",
+        "ForCausalLM",
+        None,
+        r"only decoders of BERT and RoFormer are: convert the encoder alone",
+    ),
     "discriminator": (
         "electra",
         "ForPreTraining",

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import BertTokenizer, DataCollatorForLanguageModeling, Trainer, TrainingArguments
+from transformers import BertTokenizer, DataCollatorForLanguageModeling, EncoderDecoderModel, Trainer, TrainingArguments
 
 from helpers import CASES, tiny_model, token_ids
-from hf_rope import SCHEMES, HfRopeForCausalLM, HfRopeModel
+from hf_rope import SCHEMES, HfRopeForCausalLM, HfRopeForMaskedLM, HfRopeModel
 from hf_rope.model import attention, position_base
 from test_properties import (
     COMPUTED,
@@ -350,6 +350,83 @@ def test_the_stock_trainer_trains_a_decoder(scheme, tmp_path):
     assert generate(model.eval(), torch.tensor([[5, 6, 7]]), do_sample=False).tolist() == [
         [5, 6, 7, 8, 9, 10, 11, 5, 6]
     ]
+
+
+def encoder_decoder(case: str) -> EncoderDecoderModel:
+    model = (
+        EncoderDecoderModel(encoder=tiny_model(case), decoder=decoder(case, add_cross_attention=True)).double().eval()
+    )
+    model.config.decoder_start_token_id, model.config.pad_token_id = 1, 0
+    return model
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_encoder_decoder_generates_the_same_with_a_cache_in_a_batch_and_after_padding(case):
+    model, (ids, after) = encoder_decoder(case), (token_ids(2, 7), token_ids(2, 6, seed=1))
+    mask, cache, logits = torch.ones_like(ids), None, []
+    mask[1, 4:] = 0
+    with torch.no_grad():
+        full = model(ids, mask, decoder_input_ids=after, use_cache=False).logits
+        for part in after.split((3, 1, 2), dim=1):
+            output = model(ids, mask, decoder_input_ids=part, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            logits.append(output.logits)
+        close(torch.cat(logits, dim=1), full, case)
+        close(model(ids[1:, :4], decoder_input_ids=after[1:]).logits, full[1:], case)
+    for beams in (1, 3):
+        settings = {"max_new_tokens": 6, "do_sample": False, "num_beams": beams, "decoder_start_token_id": 1}
+        with_cache, without = (
+            model.generate(ids, attention_mask=mask, use_cache=use, **settings) for use in (True, False)
+        )
+        assert torch.equal(with_cache, without)
+        assert torch.equal(model.generate(ids[1:, :4], **settings)[0], with_cache[1])
+
+
+@pytest.mark.parametrize("reentrant", [None, True, False])
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.filterwarnings("ignore:Version v4.12.0 introduces:FutureWarning")
+def test_an_encoder_decoder_trains_every_parameter(scheme, reentrant):
+    torch.manual_seed(0)
+    model, ids = encoder_decoder(scheme).train(), token_ids(2, 7)
+    labels = token_ids(2, 5, seed=1)
+    expected = gradients_of(model, model(ids, labels=labels).loss)
+    assert [name for name, gradient in expected.items() if gradient is None and "pooler" not in name] == []
+    if reentrant is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        ours = gradients_of(model, model(ids, labels=labels).loss)
+        kept = [name for name, gradient in expected.items() if gradient is not None]
+        assert_same_gradients({name: ours[name] for name in kept}, {name: expected[name] for name in kept})
+
+
+def test_an_encoder_decoder_saves_and_loads(tmp_path):
+    model, ids = encoder_decoder("rotary"), token_ids(2, 7)
+    model.save_pretrained(tmp_path)
+    loaded = EncoderDecoderModel.from_pretrained(tmp_path)
+    inputs = {"input_ids": ids, "decoder_input_ids": ids}
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    for folder in ("encoder", "decoder"):
+        HfRopeForMaskedLM(tiny_model("t5").config).save_pretrained(tmp_path / folder)
+    joined = EncoderDecoderModel.from_encoder_decoder_pretrained(tmp_path / "encoder", tmp_path / "decoder")
+    assert joined.decoder.config.add_cross_attention
+    assert joined(**inputs).logits.shape == (2, 7, 99)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_cross_attention_sees_the_encoders_real_states_and_no_positions(implementation):
+    model = decoder("none", attn_implementation=implementation, add_cross_attention=True)
+    ids, states = token_ids(2, 6), torch.randn(2, 5, 32, dtype=torch.double)
+    mask, order = torch.ones(2, 5, dtype=torch.long), torch.tensor([3, 0, 4, 2, 1])
+    mask[0, 3:] = 0
+    seen = {"encoder_attention_mask": mask, "output_attentions": implementation == "eager"}
+    output = model(ids, encoder_hidden_states=states, **seen)
+    other = torch.where(mask[..., None] == 1, states, 9.0)
+    close(model(ids, encoder_hidden_states=other, encoder_attention_mask=mask).logits, output.logits, "none")
+    moved = model(ids, encoder_hidden_states=states[:, order], encoder_attention_mask=mask[:, order])
+    close(moved.logits, output.logits, "none")
+    assert not torch.allclose(model(ids).logits, output.logits)
+    if implementation == "eager":
+        assert [tuple(x.shape) for x in output.cross_attentions] == [(2, 4, 6, 5)] * 2
+        assert not output.cross_attentions[0][0, ..., 3:].any()
 
 
 def test_a_copied_decoder_shares_no_cache():

@@ -3,6 +3,7 @@
 from .source import (
     CLASSIFIERS,
     COMPUTED,
+    CROSS_ATTENTION,
     EMBEDDINGS,
     LAYERS,
     POOLER,
@@ -16,12 +17,15 @@ from .source import (
 
 class BertSource(Source):
     prefix = "bert"
-    names = {**EMBEDDINGS, **POSITIONS, **PROJECTIONS, **LAYERS, **POOLER, **PREDICTIONS, **CLASSIFIERS}
-    heads = {"ForPreTraining": "ForMaskedLM"}
+    names = {
+        **{**EMBEDDINGS, **POSITIONS, **PROJECTIONS, **LAYERS, **CROSS_ATTENTION},
+        **{**POOLER, **PREDICTIONS, **CLASSIFIERS},
+    }
+    heads = {"ForPreTraining": "ForMaskedLM", "LMHeadModel": "ForCausalLM"}
+    decodes = True
     dropped = {**COMPUTED, r"^cls\.seq_relationship\.": "hf_rope has no next-sentence head"}
     refused_heads = {
         "ForNextSentencePrediction": "hf_rope has no next-sentence head: convert BertModel",
-        "LMHeadModel": "hf_rope is an encoder and generates nothing: convert BertModel",
     }
 
     def adapt(self, tensors, config, head, report):

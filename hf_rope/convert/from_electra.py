@@ -30,7 +30,7 @@ class ElectraSource(Source):
     dropped = {**COMPUTED, r"^discriminator_predictions\.": "hf_rope has no discriminator head"}
     refused_heads = {
         "ForPreTraining": "hf_rope has no discriminator head: convert ElectraModel.from_pretrained(...)",
-        "ForCausalLM": "hf_rope is an encoder and generates nothing: convert ElectraModel.from_pretrained(...)",
+        "ForCausalLM": "only decoders of BERT and RoFormer are: convert ElectraModel.from_pretrained(...)",
     }
 
     def check(self, config, head):

@@ -9,6 +9,7 @@ from .weights import parts
 
 class HfRopeSource(Source):
     prefix = "model"
+    decodes = True
 
     def settings(self, config, head):
         own = {field.name for field in fields(HfRopeConfig)} - {"architectures", "dtype", "transformers_version"}

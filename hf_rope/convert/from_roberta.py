@@ -34,7 +34,7 @@ class RobertaSource(Source):
         **{**LM_HEAD, **CLASSIFIERS, **DENSE_CLASSIFIER},
     }
     dropped = COMPUTED
-    refused_heads = {"ForCausalLM": "hf_rope is an encoder and generates nothing: convert the encoder alone"}
+    refused_heads = {"ForCausalLM": "only decoders of BERT and RoFormer are: convert the encoder alone"}
 
     def check(self, config, head):
         super().check(config, head)

@@ -7,6 +7,7 @@ from .from_electra import check_summary, summary_settings
 from .source import (
     CLASSIFIERS,
     COMPUTED,
+    CROSS_ATTENTION,
     DENSE_CLASSIFIER,
     EMBEDDINGS,
     LAYERS,
@@ -22,7 +23,8 @@ ANGLES = "encoder.embed_positions.weight"
 class RoFormerSource(Source):
     prefix = "roformer"
     names = {
-        **{**EMBEDDINGS, **PROJECTIONS, **LAYERS, **PREDICTIONS, **CLASSIFIERS, **DENSE_CLASSIFIER},
+        **{**EMBEDDINGS, **PROJECTIONS, **LAYERS, **CROSS_ATTENTION},
+        **{**PREDICTIONS, **CLASSIFIERS, **DENSE_CLASSIFIER},
         "embeddings_project": "embeddings.projection",
         "sequence_summary.summary": "pooler.dense",
     }
@@ -31,7 +33,7 @@ class RoFormerSource(Source):
         *("summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout"),
         *("summary_proj_to_labels", "summary_first_dropout", "norm_type", "use_bias"),
     )
-    refused_heads = {"ForCausalLM": "hf_rope is an encoder and generates nothing: convert RoFormerModel"}
+    decodes = True
 
     def check(self, config, head):
         super().check(config, head)

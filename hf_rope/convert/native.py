@@ -17,9 +17,10 @@ SHARED = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size"),
     *("initializer_range", "layer_norm_eps", "pad_token_id", "id2label", "label2id", "problem_type"),
-    *("chunk_size_feed_forward", "tie_word_embeddings"),
+    *("chunk_size_feed_forward", "tie_word_embeddings", "is_decoder", "add_cross_attention", "use_cache"),
 )
 FAMILIES: dict[str, tuple[str, Source]] = {"learned": ("Bert", BertSource()), "rotary": ("RoFormer", RoFormerSource())}
+OTHER_NAMES = {"BertForCausalLM": "BertLMHeadModel"}
 POOLED = ("ForSequenceClassification", "ForMultipleChoice")
 
 
@@ -44,7 +45,7 @@ def to_native_with_report(model: PreTrainedModel) -> tuple[PreTrainedModel, Repo
             f"one: {', '.join(FAMILIES)}."
         )
     family, source = FAMILIES[config.position_embedding_type]
-    report = Report(f"{type(model).__name__}, a model", f"{family}{head}")
+    report = Report(f"{type(model).__name__}, a model", OTHER_NAMES.get(family + head, family + head))
     settings = {key: getattr(config, key) for key in SHARED}
     settings |= bert_settings(config, head) if family == "Bert" else roformer_settings(config, head, report)
 

@@ -26,6 +26,14 @@ LAYERS = {
     "encoder.layer.{}.output.dense": "layers.{}.output",
     "encoder.layer.{}.output.LayerNorm": "layers.{}.output_norm",
 }
+CROSS_ATTENTION = {
+    **{
+        f"encoder.layer.{{}}.crossattention.self.{x}": f"layers.{{}}.cross_attention.{x}"
+        for x in ("query", "key", "value")
+    },
+    "encoder.layer.{}.crossattention.output.dense": "layers.{}.cross_attention.output",
+    "encoder.layer.{}.crossattention.output.LayerNorm": "layers.{}.cross_attention_norm",
+}
 PREDICTIONS = {
     "cls.predictions": "lm_head.decoder",
     "cls.predictions.decoder": "lm_head.decoder",
@@ -61,13 +69,16 @@ class Source:
     """Tensors, as regular expressions, that have no place here and that nothing misses, with the reason."""
     reads: ClassVar[tuple[str, ...]] = ()
     """Settings that the source reads and its configuration class does not list."""
+    decodes: ClassVar[bool] = False
+    """Whether its decoders are converted too, with cross-attention or without."""
     refused_heads: ClassVar[dict[str, str]] = {}
     """Heads that have no place here, with the way out."""
 
     def check(self, config, head: str) -> None:
         """Raises ValueError for a setting that cannot be computed here; `head` as in `weights.HEADS`."""
-        for key in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
-            refuse(config, key, (False, None), "hf_rope is an encoder and has no causal or cross attention")
+        refuse(config, "is_encoder_decoder", (False, None), "convert its encoder and its decoder, each alone")
+        for key in () if self.decodes else ("is_decoder", "add_cross_attention"):
+            refuse(config, key, (False, None), "only decoders of BERT and RoFormer are")
 
     def settings(self, config, head: str) -> dict[str, Any]:
         """The fields of HfRopeConfig that are not those of the same name in the source."""

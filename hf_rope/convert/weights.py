@@ -7,6 +7,7 @@ import torch
 HEADS = {
     "Model": "HfRopeModel",
     "ForMaskedLM": "HfRopeForMaskedLM",
+    "ForCausalLM": "HfRopeForCausalLM",
     "ForSequenceClassification": "HfRopeForSequenceClassification",
     "ForTokenClassification": "HfRopeForTokenClassification",
     "ForQuestionAnswering": "HfRopeForQuestionAnswering",
@@ -19,13 +20,17 @@ HEAD_PARTS = ("pooler.", "lm_head.", "classifier.", "qa_outputs.")
 
 
 def parts(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """An hf_rope state dict as views into it: `qkv` in three, a table of all layers in one a layer, no "model."."""
+    """An hf_rope state dict as views into it: `qkv` in three, `key_value` in two, a table of all layers
+    in one a layer, no "model."."""
     found: dict[str, torch.Tensor] = {}
     for key, tensor in state.items():
         key = key.removeprefix("model.")
         if ".qkv." in key:
             names = [key.replace("qkv", name) for name in ("query", "key", "value")]
             found |= dict(zip(names, tensor.chunk(3), strict=True))
+        elif ".key_value." in key:
+            names = [key.replace("key_value", name) for name in ("key", "value")]
+            found |= dict(zip(names, tensor.chunk(2), strict=True))
         elif key == "position.distance_embeddings":
             found |= {f"{key}.{layer}.weight": table for layer, table in enumerate(tensor)}
         else:
