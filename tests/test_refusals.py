@@ -572,6 +572,10 @@ DECODING = {
         checkpointed,
         r"past_key_values are given under gradient checkpointing, which would fill them twice: leave them out",
     ),
+    "continuous batching": (
+        lambda: decoder().set_attn_implementation("paged|sdpa"),
+        r"attn_implementation='paged\|sdpa' is for continuous batching, whose cache holds keys that are already placed",
+    ),
     "some logits with labels": (
         lambda: decoder()(IDS, labels=IDS, logits_to_keep=1),
         r"logits_to_keep is 1 and labels are given: a loss needs all logits; leave one of them out",

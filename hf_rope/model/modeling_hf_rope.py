@@ -224,6 +224,11 @@ class HfRopePreTrainedModel(PreTrainedModel):
         return True  # transformers would look for the interface's name in this file; attention.py has it
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
+        if (attn_implementation or "").startswith("paged|"):
+            raise ValueError(
+                f"attn_implementation={attn_implementation!r} is for continuous batching, whose cache holds keys that are "
+                "already placed, and here they are placed in each step: use generate, without it."
+            )
         kind, allowed = (attn_implementation or "eager").split("|")[-1], self.attn_implementations
         if is_flash_attention_requested(requested_attention_implementation=kind):
             kind = "flash_attention"
