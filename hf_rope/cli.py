@@ -19,18 +19,14 @@ import transformers
 import typer
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .convert import Report, convert_with_report
 from .convert.check import LIMIT, check_against_source, equal
-from .convert.checkpoint import find
+from .convert.checkpoint import read_tokenizer
 from .inspect import Findings
 from .inspect import inspect as inspect_checkpoint
 
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model"),
-    *("spm.model", "spiece.model", "tokenizer.model"),
-)
 PICTURES = ("score_terms.png", "attention_by_distance.png", "long_term_decay.png")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -93,7 +89,7 @@ def inspect(
         settings: Any = {"tokens": tokens, "window": window, "longest": longest}
         settings["rope_parameters"] = [read_rope(text) for text in rope or []]
         findings = inspect_checkpoint(checkpoint, sys.stdin.read() if text == "-" else text, **settings)
-        layers, heads = findings.special.shape
+        layers, heads = findings.attention.special.shape
         if not 0 <= layer < layers or not 0 <= (head or 0) < heads:
             raise ValueError(
                 f"--layer {layer}, --head {head}: the model has layers 0 to {layers - 1} and heads 0 to {heads - 1}."
@@ -124,7 +120,7 @@ def run(source: str, target: Path, position: str | None, check: bool) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists and is not an empty folder: choose another, or remove it first.")
     model, report = convert_with_report(source, position)
-    tokenizer = tokenizer_of(source)
+    tokenizer = read_tokenizer(source)
     if tokenizer is None:
         report.notes.append("The source has no tokenizer: none is written.")
     if check and report.needs_training:
@@ -137,13 +133,6 @@ def run(source: str, target: Path, position: str | None, check: bool) -> None:
         report.notes.append(f"{found}.")
     write(target, model, tokenizer)
     show(report, target)
-
-
-def tokenizer_of(source: str) -> PreTrainedTokenizerBase | None:
-    """The source's tokenizer, or None where it has no file of one."""
-    if any(find(source, file) for file in TOKENIZER_FILES):
-        return AutoTokenizer.from_pretrained(source)
-    return None
 
 
 def write(target: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
@@ -192,12 +181,16 @@ def read_rope(text: str) -> dict[str, Any]:
 
 def show_findings(findings: Findings) -> None:
     """Prints a row a layer, means over heads, and a row a shift."""
-    spreads = {name: spread.mean(-1) for name, spread in findings.spread().items()}
-    table = Table(title=f"{findings.checkpoint}: positions {findings.scheme!r}")
-    columns = ("layer", *(f"spread of {name}" for name in spreads), "tokens away", "on special tokens")
-    for column in columns:
+    spreads = {name: spread.mean(-1) for name, spread in findings.spread().items() if spread.max() > 1e-9}
+    attention = findings.attention
+    table = Table(title=f"{findings.checkpoint}: positions {findings.scheme!r}, a layer's mean over its heads")
+    table.caption = (
+        "Each term of the scores: its standard deviation over the keys. Then how far attention goes, special tokens left "
+        "out, and the share that goes to these."
+    )
+    for column in ("layer", *(name.replace("-", "-\n") for name in spreads), "tokens\naway", "to special\ntokens"):
         table.add_column(column, justify="right")
-    for layer, (distance, special) in enumerate(zip(findings.mean_distance, findings.special, strict=True)):
+    for layer, (distance, special) in enumerate(zip(attention.mean_distance, attention.special, strict=True)):
         terms = (f"{spread[layer]:.2f}" for spread in spreads.values())
         table.add_row(str(layer), *terms, f"{distance.mean():.1f}", f"{special.mean():.0%}")
     shifts = Table("all positions moved by", "greatest change of a hidden state")

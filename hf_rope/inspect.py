@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from rich.progress import track
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from .convert import convert
+from .convert.checkpoint import read_tokenizer
 from .model.configuration_hf_rope import HfRopeConfig
 from .model.modeling_hf_rope import HfRopeModel
 from .model.position_base import PositionScheme
@@ -25,6 +26,29 @@ SHIFTS = (1, 16, 256, 4096)
 
 
 @dataclass
+class AttentionByDistance:
+    """Where each head attends.
+
+    Args:
+        distances: (2W - 1,) int64, the distances j - i within windows of W tokens.
+        pairs: (2W - 1,) int64, the number of pairs of tokens, none of them special, at each distance.
+        mean: (N, H, 2W - 1), their mean probability; NaN where there is no pair.
+        special: (N, H), the share of these queries' attention that goes to special tokens.
+    """
+
+    distances: np.ndarray
+    pairs: np.ndarray
+    mean: np.ndarray
+    special: np.ndarray
+
+    @property
+    def mean_distance(self) -> np.ndarray:
+        """(N, H): how far each head attends, in tokens, the mean of |j - i| over its attention to what is not special."""
+        mass = np.nan_to_num(self.mean) * self.pairs
+        return (mass * np.abs(self.distances)).sum(-1) / mass.sum(-1)
+
+
+@dataclass
 class Findings:
     """What `inspect` found in one model.
 
@@ -32,8 +56,7 @@ class Findings:
         checkpoint, scheme, shift_invariant: the model, its scheme, and what the scheme declares.
         tokens: the tokens that `terms` are of.
         terms: (N, H, L, L) for each of TERMS, see `score_terms`.
-        distances, attention: (2W - 1,) and (N, H, 2W - 1) for windows of W tokens, see `attention_by_distance`.
-        special: (N, H), the share of attention that goes to special tokens.
+        attention: what `attention_by_distance` gives.
         shifts: for each shift the greatest change of a hidden state, see `shift_changes`.
         largest: the largest size of a hidden state.
         decay: curves of `long_term_decay` by their settings, the model's own first; empty where nothing rotates.
@@ -44,18 +67,10 @@ class Findings:
     shift_invariant: bool
     tokens: list[str]
     terms: dict[str, np.ndarray]
-    distances: np.ndarray
-    attention: np.ndarray
-    special: np.ndarray
+    attention: AttentionByDistance
     shifts: dict[int, float | None]
     largest: float
     decay: dict[str, np.ndarray]
-
-    @property
-    def mean_distance(self) -> np.ndarray:
-        """(N, H): how far each head attends, the mean of |j - i| over its attention between words, in tokens."""
-        weights = np.nan_to_num(self.attention)
-        return (weights * np.abs(self.distances)).sum(-1) / weights.sum(-1)
 
     def spread(self) -> dict[str, np.ndarray]:
         """(N, H) for each term: its standard deviation over the keys, the mean over queries.
@@ -66,7 +81,7 @@ class Findings:
 
     def save(self, folder: Path) -> None:
         """Writes the arrays as arrays.npz, and the rest as findings.json."""
-        arrays = {"distances": self.distances, "attention": self.attention, "special": self.special}
+        arrays = {f"attention/{name}": array for name, array in vars(self.attention).items()}
         arrays |= {f"terms/{name}": term for name, term in self.terms.items()}
         arrays |= {f"decay/{name}": curve for name, curve in self.decay.items()}
         np.savez_compressed(folder / "arrays.npz", **arrays)
@@ -78,8 +93,8 @@ class Findings:
             "largest hidden state": self.largest,
             "tokens": self.tokens,
             "spread of each term": {name: spread.tolist() for name, spread in self.spread().items()},
-            "mean distance": self.mean_distance.tolist(),
-            "share on special tokens": self.special.tolist(),
+            "mean distance": self.attention.mean_distance.tolist(),
+            "share on special tokens": self.attention.special.tolist(),
         }
         (folder / "findings.json").write_text(json.dumps(numbers, indent=1))
 
@@ -118,22 +133,19 @@ def inspect(
         decay["the model's"] = long_term_decay(position, longest)
     for parameters in rope_parameters:
         decay[describe(parameters)] = long_term_decay(with_rope(encoder.config, parameters), longest)
-    sentence = encode(tokenizer, text, tokens, encoder.config.vocab_size)[0]
+    ids, _ = encode(tokenizer, text, tokens, encoder.config.vocab_size)[0]
     window = window or min(128, position.max_length or 128)
     windows = encode(tokenizer, text, window, encoder.config.vocab_size)
-    distances, attention, special = attention_by_distance(encoder, track(windows, "attention, windows of the text"))
-    ids = sentence[0][None]
-    terms = score_terms(encoder, ids)
-    shifts, largest = shift_changes(encoder, ids, SHIFTS)
+    attention = attention_by_distance(encoder, track(windows, "attention, windows of the text"))
+    terms = score_terms(encoder, ids[None])
+    shifts, largest = shift_changes(encoder, ids[None], SHIFTS)
     return Findings(
         checkpoint=str(checkpoint),
         scheme=encoder.config.position_embedding_type,
         shift_invariant=position.shift_invariant,
-        tokens=tokenizer.convert_ids_to_tokens(sentence[0].tolist()),
+        tokens=[tokenizer.convert_ids_to_tokens(number) for number in ids.tolist()],
         terms={name: term.numpy() for name, term in terms.items()},
-        distances=distances.numpy(),
-        attention=attention.numpy(),
-        special=special.numpy(),
+        attention=attention,
         shifts=shifts,
         largest=largest,
         decay={name: curve.numpy() for name, curve in decay.items()},
@@ -144,11 +156,9 @@ def load(checkpoint: str | Path) -> tuple[HfRopeModel, PreTrainedTokenizerBase]:
     """The encoder in float64 with eager attention, and the tokenizer."""
     encoder: Any = convert(checkpoint).base_model
     encoder.set_attn_implementation("eager")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ValueError(f"{checkpoint} has no tokenizer that can be loaded: {reason}") from None
+    tokenizer = read_tokenizer(str(checkpoint))
+    if tokenizer is None:
+        raise ValueError(f"{checkpoint} has no tokenizer, and the text needs one: save it there with save_pretrained.")
     return encoder.double().eval(), tokenizer
 
 
@@ -260,34 +270,27 @@ def layer_terms(position: PositionScheme, attn, plan, content, added) -> dict[st
 @torch.no_grad()
 def attention_by_distance(
     encoder: HfRopeModel, windows: Iterable[tuple[torch.Tensor, torch.Tensor]]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The mean probability of each distance j - i, over all pairs of tokens that are not special.
-
-    Args:
-        windows: (L,) ids and (L,) bool, True at special tokens.
-
-    Returns:
-        the distances (2W - 1,) for the longest window W; the means (N, H, 2W - 1), NaN where no pair is so far apart;
-        and (N, H), the share of these tokens' attention that goes to special ones.
-    """
+) -> AttentionByDistance:
+    """The mean over windows of text, each (L,) ids and (L,) bool, True at special tokens; the encoder is eager."""
     sums: dict[int, torch.Tensor] = {}
-    counts: dict[int, int] = {}
-    away, queries = torch.zeros(1), 0
+    pairs: dict[int, int] = {}
+    on_special, queries = torch.zeros(1), 0
     for ids, special in windows:
         probabilities = torch.cat(encoder(ids[None], output_attentions=True).attentions)[:, :, ~special]
-        away = away + probabilities[..., special].sum((-1, -2))
-        queries += int((~special).sum())
+        on_special = on_special + probabilities[..., special].sum((-1, -2))
+        queries += probabilities.shape[2]
         between = probabilities[..., ~special]
         places = torch.arange(len(ids))[~special]
         gaps = places[None] - places[:, None]
         for gap in gaps.unique().tolist():
             sums[gap] = sums.get(gap, 0) + between[..., gaps == gap].sum(-1)
-            counts[gap] = counts.get(gap, 0) + int((gaps == gap).sum())
-    reach = max(sums)
-    missing = torch.full_like(away, torch.nan)
-    distances = torch.arange(-reach, reach + 1)
-    means = [sums[gap] / counts[gap] if gap in sums else missing for gap in distances.tolist()]
-    return distances, torch.stack(means, -1), away / queries
+            pairs[gap] = pairs.get(gap, 0) + int((gaps == gap).sum())
+    distances = list(range(-max(sums), max(sums) + 1))
+    missing = torch.full_like(on_special, torch.nan)
+    means = [sums[gap] / pairs[gap] if gap in sums else missing for gap in distances]
+    counts = [pairs.get(gap, 0) for gap in distances]
+    mean, special_share = torch.stack(means, -1), on_special / queries
+    return AttentionByDistance(np.array(distances), np.array(counts), mean.numpy(), special_share.numpy())
 
 
 @torch.no_grad()

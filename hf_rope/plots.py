@@ -16,6 +16,8 @@ NOTHING = 1e-9
 """Terms that are nowhere larger than this are left out: they are rounding."""
 LABELLED = 40
 """The most tokens whose names fit along an axis."""
+LOWEST = 1e-4
+"""Where the picture of attention ends below."""
 NEAR = 8
 """Distances up to this one have equal room; farther ones are logarithmic."""
 
@@ -96,41 +98,41 @@ def label_tokens(axes: Axes, tokens: list[str], outer) -> None:
 
 def draw_attention(findings: Findings) -> Figure:
     """A panel each layer, a line each head: the mean probability of each distance."""
-    layers, heads, _ = findings.attention.shape
-    columns = min(layers, 3 if layers % 3 == 0 or layers > 4 else 2)
+    attention = findings.attention
+    layers, heads, _ = attention.mean.shape
+    columns = min(layers, 3)
     rows = -(-layers // columns)
     figure = Figure(figsize=(4 * columns + 1, 2.9 * rows + 0.8), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     colours = colormaps["viridis"].resampled(heads)
-    reach = int(findings.distances.max())
-    ticks = [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096) if n <= reach]
+    ticks = [n for n in (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096) if n <= attention.distances.max()]
     for axes in grid.flat[layers:]:
         axes.set_axis_off()
     for layer, axes in enumerate(grid.flat[:layers]):
         for head in range(heads):
-            axes.plot(findings.distances, findings.attention[layer, head], color=colours(head), linewidth=1)
-        axes.set(xscale=("symlog"), yscale="log")
+            axes.plot(attention.distances, attention.mean[layer, head], color=colours(head), linewidth=1)
+        axes.set_yscale("log")
+        axes.set_ylim(LOWEST, 1.3)
         axes.set_xscale("symlog", base=2, linthresh=NEAR, linscale=2)
         axes.set_xticks(
-            [-n for n in ticks[2:]] + [0] + ticks[2:],
-            [str(-n) for n in ticks[2:]] + ["0"] + [str(n) for n in ticks[2:]],
+            [-n for n in reversed(ticks)] + [0, *ticks], [str(-n) for n in reversed(ticks)] + ["0", *map(str, ticks)]
         )
         axes.minorticks_off()
-        axes.tick_params(labelsize=7)
+        axes.tick_params(labelsize=7, labelbottom=layer + columns >= layers)
         axes.axvline(0, color="grey", linewidth=0.5)
         axes.grid(alpha=0.3)
-        distance, special = findings.mean_distance[layer].mean(), findings.special[layer].mean()
-        axes.set_title(f"layer {layer}: {distance:.0f} tokens away, {special:.0%} on special", fontsize=9)
+        distance, special = attention.mean_distance[layer].mean(), attention.special[layer].mean()
+        axes.set_title(f"layer {layer}: {distance:.0f} tokens away, {special:.0%} to special tokens", fontsize=9)
         if axes.get_subplotspec().is_first_col():
             axes.set_ylabel("mean attention to one token")
         if layer + columns >= layers:
-            axes.tick_params(labelbottom=True)
             axes.set_xlabel("key position - query position, tokens")
     norm = BoundaryNorm(np.arange(heads + 1) - 0.5, heads)
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=grid, ticks=range(heads), label="head", aspect=40)
     bar.ax.tick_params(labelsize=7)
     figure.suptitle(
-        f"{findings.scheme}: attention between tokens that are not special, by distance, the mean over all pairs",
+        f"{findings.scheme}: attention between tokens that are not special, by distance: the mean over all pairs\n"
+        "beside each layer how far its attention goes, the mean over heads",
         fontsize=11,
     )
     return figure

@@ -132,7 +132,8 @@ def test_attention_by_distance_is_the_mean_over_pairs(case):
     model = eager_model(case)
     special = torch.tensor([True, False, False, False, True, False, True])
     windows = [(token_ids(1, length, seed=length)[0], special[-length:]) for length in (7, 5)]
-    distances, means, shares = attention_by_distance(model, windows)
+    found = attention_by_distance(model, windows)
+    means, shares, distances = torch.tensor(found.mean), torch.tensor(found.special), found.distances
     assert distances.tolist() == list(range(-4, 5))
     pairs: dict[int, list] = {distance: [] for distance in distances.tolist()}
     totals = []
@@ -145,11 +146,15 @@ def test_attention_by_distance_is_the_mean_over_pairs(case):
             for j in words:
                 pairs[j - i].append(probabilities[:, :, i, j])
     torch.testing.assert_close(shares, torch.stack(totals).mean(0))
-    for place, found in enumerate(pairs.values()):
-        if found:
-            torch.testing.assert_close(means[..., place], torch.stack(found).mean(0))
+    assert found.pairs.tolist() == [len(values) for values in pairs.values()]
+    for place, values in enumerate(pairs.values()):
+        if values:
+            torch.testing.assert_close(means[..., place], torch.stack(values).mean(0))
         else:
             assert means[..., place].isnan().all()
+    every = [(abs(distance), value) for distance, values in pairs.items() for value in values]
+    mean_distance = sum(distance * value for distance, value in every) / sum(value for _, value in every)
+    torch.testing.assert_close(torch.tensor(found.mean_distance), mean_distance)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -157,7 +162,7 @@ def test_a_shift_changes_what_the_scheme_declares(case):
     model = eager_model(case)
     ids = token_ids(1, 7)
     changes, largest = shift_changes(model, ids, (1, 30, 1000))
-    assert largest == pytest.approx(float(model(ids).last_hidden_state.abs().max()))
+    assert largest == pytest.approx(model(ids).last_hidden_state.abs().max().item())
     assert (max(change or 0 for change in changes.values()) < 1e-9) == model.position.shift_invariant
     with torch.no_grad():
         if changes[1000] is None:
@@ -227,7 +232,7 @@ def test_the_command_writes_pictures_arrays_and_tables(case, save, tmp_path):
     assert found["declared shift invariant"] == tiny_model(case).position.shift_invariant
     with np.load(output / "arrays.npz") as arrays:
         assert arrays["terms/content-content"].shape == (2, 4, 8, 8)
-        assert arrays["attention"].shape == (2, 4, len(arrays["distances"]))
+        assert arrays["attention/mean"].shape == (2, 4, len(arrays["attention/distances"]))
     assert "shift invariant" in result.output
 
 
@@ -258,7 +263,7 @@ def test_a_text_is_cut_into_windows_that_fit(save, tokenizer):
     words = [WORDS[i] for ids, mask in rows for i in ids[~mask].tolist()]
     assert words == tokenizer.tokenize(TEXT * 3)
     findings = inspect(save(tiny_model("learned", max_position_embeddings=8)), TEXT * 3, tokens=8)
-    assert findings.distances.max() == 5
+    assert findings.attention.distances.max() == 5
 
 
 @pytest.mark.parametrize(
@@ -293,13 +298,13 @@ def test_a_text_without_two_words_is_refused(text, save):
 
 
 def test_a_tokenizer_of_another_model_is_refused(save):
-    with pytest.raises(ValueError, match="gives id 15 and the model has 9 words"):
+    with pytest.raises(ValueError, match="gives id 17 and the model has 9 words"):
         inspect(save(tiny_model("rotary", vocab_size=9)), TEXT)
 
 
 def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path):
     tiny_model("rotary").save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="has no tokenizer that can be loaded"):
+    with pytest.raises(ValueError, match="has no tokenizer, and the text needs one"):
         inspect(str(tmp_path / "model"), TEXT)
 
 
