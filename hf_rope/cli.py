@@ -185,8 +185,8 @@ def show_findings(findings: Findings) -> None:
     attention = findings.attention
     table = Table(title=f"{findings.checkpoint}: positions {findings.scheme!r}, a layer's mean over its heads")
     table.caption = (
-        "Each term of the scores: its standard deviation over the keys. Then how far attention goes, special tokens left "
-        "out, and the share that goes to these."
+        "Each term of the scores: its standard deviation over the keys. Then how far attention goes, special tokens "
+        "left out, and the share that goes to these."
     )
     for column in ("layer", *(name.replace("-", "-\n") for name in spreads), "tokens\naway", "to special\ntokens"):
         table.add_column(column, justify="right")

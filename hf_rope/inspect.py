@@ -43,7 +43,7 @@ class AttentionByDistance:
 
     @property
     def mean_distance(self) -> np.ndarray:
-        """(N, H): how far each head attends, in tokens, the mean of |j - i| over its attention to what is not special."""
+        """(N, H): how far each head attends, in tokens: the mean of |j - i| over its attention to non-special tokens."""
         mass = np.nan_to_num(self.mean) * self.pairs
         return (mass * np.abs(self.distances)).sum(-1) / mass.sum(-1)
 
@@ -143,7 +143,7 @@ def inspect(
         checkpoint=str(checkpoint),
         scheme=encoder.config.position_embedding_type,
         shift_invariant=position.shift_invariant,
-        tokens=[tokenizer.convert_ids_to_tokens(number) for number in ids.tolist()],
+        tokens=[str(tokenizer.convert_ids_to_tokens(number)) for number in ids.tolist()],
         terms={name: term.numpy() for name, term in terms.items()},
         attention=attention,
         shifts=shifts,
