@@ -43,7 +43,7 @@ class AttentionByDistance:
 
     @property
     def mean_distance(self) -> np.ndarray:
-        """(N, H): how far each head attends, in tokens: the mean of |j - i| over its attention to non-special tokens."""
+        """(N, H): how far each head attends, in tokens, the mean of |j - i| over all attention that `mean` is of."""
         mass = np.nan_to_num(self.mean) * self.pairs
         return (mass * np.abs(self.distances)).sum(-1) / mass.sum(-1)
 
