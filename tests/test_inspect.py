@@ -63,37 +63,43 @@ def test_terms_sum_to_the_scores(case, kind, monkeypatch):
     torch.testing.assert_close(sum(terms.values()), torch.stack(scores), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("case", CASES)
-def test_terms_beyond_the_first_layer_are_those_of_the_formula(case):
-    """The formula as plain loops, with a query, a key or both of zeros."""
-    model, ids, layer, head = eager_model(case), token_ids(1, 4), 1, 2
-    position, config = model.position, model.config
-    score = reference.SCORES.get(config.position_embedding_type, reference.none_score)
+def test_terms_are_those_of_the_formula(case, layer):
+    """The formula as plain loops, with zeros for the query or for the key, on each part of the layer's input."""
+    model, ids, head, length = eager_model(case), token_ids(1, 4), 2, 4
+    position, config, attn = model.position, model.config, model.layers[layer].attention
+    formula = reference.SCORES.get(config.position_embedding_type, reference.none_score)
+    position.reference_qkv = [(part.attention.qkv.weight, part.attention.qkv.bias) for part in model.layers]
     terms = score_terms(model, ids)
     with torch.no_grad():
-        x = model(ids, output_hidden_states=True).hidden_states[layer][0]
-        position.reference_qkv = [(part.attention.qkv.weight, part.attention.qkv.bias) for part in model.layers]
-        attn = model.layers[layer].attention
-        q, k = (
-            project(x).unflatten(-1, (attn.num_heads, -1))[:, head]
-            for project in (attn.project_query, attn.project_key)
+        content = model(ids, output_hidden_states=True).hidden_states[layer]
+        added = torch.zeros_like(content)
+        if layer == 0:
+            content, added = split_embeddings(model, ids, torch.arange(length)[None])
+        weights, biases = (x.unflatten(0, (3, attn.num_heads, -1))[:2, head] for x in (attn.qkv.weight, attn.qkv.bias))
+        (q, k), (p, r) = (
+            [x[0] @ w.T + bias * b for w, b in zip(weights, biases, strict=True)]
+            for x, bias in ((content, 1), (added, 0))
         )
-        for i in range(4):
-            for j in range(4):
+        zero = torch.zeros_like(q[0])
+        for i in range(length):
+            for j in range(length):
 
-                def s(query, key, i=i, j=j):
-                    return float(score(position, layer, head, i, j, query, key, 4))
+                def score(query, key, i=i, j=j):
+                    return float(formula(position, layer, head, i, j, query, key, length))
 
-                nothing = torch.zeros_like(q[0])
-                neither, query_only, key_only = s(nothing, nothing), s(q[i], nothing), s(nothing, k[j])
-                plain = float(position.scaling() * q[i] @ k[j])
+                def plain(query, key):
+                    return position.scaling() * float(query @ key)
+
+                neither = score(zero, zero)
                 expected = {
-                    "content-content": plain,
-                    "content-position": query_only - neither,
-                    "position-content": key_only - neither,
-                    "position-position": neither,
-                    "rotation": s(q[i], k[j]) - query_only - key_only + neither - plain,
+                    "content-content": plain(q[i], k[j]),
+                    "content-position": plain(q[i], r[j]) + score(q[i], zero) - neither,
+                    "position-content": plain(p[i], k[j]) + score(zero, k[j]) - neither,
+                    "position-position": plain(p[i], r[j]) + score(p[i], zero) + score(zero, r[j]) - neither,
                 }
+                expected["rotation"] = score(q[i] + p[i], k[j] + r[j]) - sum(expected.values())
                 found = {name: float(term[layer, head, i, j]) for name, term in terms.items()}
                 scaled = (config.rope_parameters or {}).get("rope_type", "default") != "default"
                 assert found == pytest.approx(expected, abs=1e-5 if scaled else 1e-9)
