@@ -242,7 +242,7 @@ def write(results: dict[str, Any], lengths: list[int], folder: Path) -> None:
 
 
 def draw(rows: dict[str, dict[str, list[float] | None]], trained: int, lengths: list[int], path: Path) -> None:
-    """A line a scheme; dashed with a scaling; one with a table is a point where the table ends."""
+    """A line a scheme, those that rotate black; a scheme with a table ends where the table does, in a cross."""
     figure = Figure(figsize=(9.5, 5.5), layout="constrained")
     axes = figure.subplots()
     schemes = list(dict.fromkeys(name.split(", ")[0] for name in rows))
@@ -252,10 +252,13 @@ def draw(rows: dict[str, dict[str, list[float] | None]], trained: int, lengths: 
         known = {n: losses for n in lengths if (losses := row.get(str(n)))}
         scheme, _, scaling = name.partition(", ")
         place = schemes.index(scheme)
-        colour = colormaps["tab20"](2 * place % 20 + (place >= 10))
+        colour = "black" if SCHEMES[scheme].rotates else colormaps["tab20"](2 * place % 20 + (place >= 10))
         means = [statistics.mean(losses) for losses in known.values()]
         label = f"{name} (table ends)" if len(known) < len(row) else name
-        axes.plot(list(known), means, styles[scaling or None], color=colour, markersize=4, linewidth=1.3, label=label)
+        style = styles[scaling or None] if len(known) > 1 else "X"
+        axes.plot(
+            list(known), means, style, color=colour, markersize=4 * (1 + (style == "X")), linewidth=1.3, label=label
+        )
         low, high = [min(losses) for losses in known.values()], [max(losses) for losses in known.values()]
         axes.fill_between(list(known), low, high, color=colour, alpha=0.15, linewidth=0)
         everything += means

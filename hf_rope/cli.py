@@ -67,7 +67,7 @@ def inspect(
         int | None,
         typer.Option(help="Attention is averaged over windows of so many tokens; 128 if left out.", show_default=False),
     ] = None,
-    longest: Annotated[int, typer.Option(help="The longest distance of the decay.")] = 1024,
+    longest: Annotated[int, typer.Option(help="The longest distance of the decay.")] = 512,
     rope: Annotated[
         list[str] | None,
         typer.Option(

@@ -105,7 +105,7 @@ def inspect(
     *,
     tokens: int = 24,
     window: int | None = None,
-    longest: int = 1024,
+    longest: int = 512,
     rope_parameters: Sequence[dict[str, Any]] = (),
 ) -> Findings:
     """Looks at a checkpoint of hf_rope, or of an architecture that `convert` knows, in float64 and eager attention.

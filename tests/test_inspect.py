@@ -277,7 +277,7 @@ def test_a_text_is_cut_into_windows_that_fit(save, tokenizer):
     [
         ("rotary", ["--layer", 2], "the model has layers 0 to 1 and heads 0 to 3"),
         ("rotary", ["--head", 4], "the model has layers 0 to 1 and heads 0 to 3"),
-        ("rotary", ["--tokens", 2], "tokens=2, window=None and longest=1024: the first two must be 3 or more"),
+        ("rotary", ["--tokens", 2], "tokens=2, window=None and longest=512: the first two must be 3 or more"),
         ("rotary", ["--rope", "yarn"], "--rope 'yarn' is no JSON"),
         ("rotary", ["--rope", "[1]"], "it must be a JSON object"),
         ("rotary", ["--rope", '{"rope_type": "yarm", "factor": 2}'], "yarm"),
