@@ -40,7 +40,7 @@ def main() -> None:
         "transformers": transformers.__version__,
     }
     if arguments.quick:
-        arguments.rounds, arguments.longest = 3, 1024
+        arguments.rounds, arguments.longest = 3, 512
         arguments.only = [group for group in arguments.only if group in QUICK]
     for group in arguments.only:
         results["rows"] = [row for row in results["rows"] if row["part"] != group]

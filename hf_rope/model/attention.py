@@ -114,6 +114,9 @@ def attend(attn, qkv: torch.Tensor, group: Group, position: PositionScheme, plan
     query, key, value = qkv.unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind()
     plan = position.layer_plan(plan, attn)
     turned = position.rotate(query, key, value, plan, attn)
+    if group.can_split and (term := position.reversed_term(plan)) is not None:
+        backwards = (turned[0].flip(2), *turned[1:])
+        return compute_attention(attn, backwards, None, term, None, position)[0].flip(1), None
     if not group.can_split or type(position).score_term is PositionScheme.score_term:
         return attend_at_once(attn, query, key, turned, group.mask, position, plan)
     row = attn.num_heads * group.length
@@ -136,16 +139,27 @@ def attend_at_once(attn, query, key, turned, mask, position: PositionScheme, pla
 
     Returns (B, Q, H * E) and the probabilities, or None.
     """
-    implementation = attn.config._attn_implementation
-    extra: dict[str, Any] = {}
+    value_term = None
+    if type(position).value_term is not PositionScheme.value_term:
+
+        def value_term(probabilities):
+            return position.value_term(probabilities, plan, attn, start)
+
     term = position.score_term(query, key, plan, attn, start)
+    return compute_attention(attn, turned, mask, term, value_term, position)
+
+
+def compute_attention(attn, turned, mask, term, value_term, position: PositionScheme) -> tuple:
+    """Softmax attention through transformers' interface, with the scheme's terms where it has them."""
+    implementation, dtype = attn.config._attn_implementation, turned[0].dtype
+    extra: dict[str, Any] = {}
     if term is not None:
         if implementation == "sdpa" and mask is None:
-            mask = term.to(query.dtype)  # an additive mask as it is; transformers would first copy a position_bias
+            mask = term.to(dtype)  # an additive mask as it is; transformers would first copy a position_bias
         else:
-            extra["position_bias"] = term.expand(len(query), attn.num_heads, -1, -1)
-    if type(position).value_term is not PositionScheme.value_term and implementation == "eager":
-        extra["value_term"] = lambda probabilities: position.value_term(probabilities, plan, attn, start)
+            extra["position_bias"] = term.expand(len(turned[0]), attn.num_heads, -1, -1)
+    if value_term is not None and implementation == "eager":
+        extra["value_term"] = value_term
     compute = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
     out, probabilities = compute(
         attn,

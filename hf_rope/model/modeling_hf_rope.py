@@ -4,7 +4,7 @@ Shapes: B batch, L length, D hidden size, V vocabulary, C labels, T real tokens 
 """
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from .configuration_hf_rope import OLD_NAMES, HfRopeConfig
 from .inputs import check_bounds, check_choices, check_inputs, check_labels
 from .position_base import PositionScheme, find_packed_sequences
 from .positions import SCHEMES
+from .tied_weight import tied_weight
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
@@ -346,8 +347,9 @@ class HfRopeLMHead(nn.Module):
         self.norm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
         self.decoder = nn.Linear(config.embedding_size, config.vocab_size)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.norm(self.activation(self.dense(x))))
+    def forward(self, x: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+        x = self.norm(self.activation(self.dense(x)))
+        return self.decoder(x) if weight is None else F.linear(x, weight, self.decoder.bias)
 
 
 class HfRopeForMaskedLM(HfRopePreTrainedModel):
@@ -384,13 +386,16 @@ class HfRopeForMaskedLM(HfRopePreTrainedModel):
     ) -> MaskedLMOutput:
         """`labels`: (B, L) int64, -100 where no loss is taken; the other arguments as `HfRopeModel`."""
         only_labelled = labels is not None and self.training and not is_tracing(labels)
-        with self.one_gradient(only_labelled and not self.model.is_recorded(kwargs)):
+        only_loss = only_labelled and not self.model.is_recorded(kwargs)
+        tied = tied_weight(self.get_input_embeddings(), self.lm_head.decoder) if only_loss else nullcontext(())
+        with tied as shared:
             outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         x, loss, logits = outputs.last_hidden_state, None, None
         check_labels(labels, x)
         if labels is not None and only_labelled:
             labelled = labels != -100
-            loss = self.loss_function(self.lm_head(x[labelled]), labels[labelled], self.config.vocab_size, **kwargs)
+            logits_there = self.lm_head(x[labelled], *shared)
+            loss = self.loss_function(logits_there, labels[labelled], self.config.vocab_size, **kwargs)
         else:
             logits = self.lm_head(x)
             if labels is not None:
@@ -398,21 +403,6 @@ class HfRopeForMaskedLM(HfRopePreTrainedModel):
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
-
-    @contextmanager
-    def one_gradient(self, only_loss: bool):
-        """Lets the word embeddings add a sparse gradient to that of the tied decoder, which saves two dense (V, D).
-
-        Args:
-            only_loss: whether nothing but the loss leaves the model, so that the decoder always has a gradient.
-        """
-        words: Any = self.get_input_embeddings()
-        before = words.sparse
-        words.sparse = before or (only_loss and words.weight is self.lm_head.decoder.weight)
-        try:
-            yield
-        finally:
-            words.sparse = before
 
 
 def classifier_dropout(config) -> nn.Dropout:

@@ -7,11 +7,11 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 
-from .position_base import distance_index, spread_distances
+from .position_base import DistanceBias, distance_index, spread_distances
 from .position_learned import WithAbsoluteTable
 
 
-class T5Position(WithAbsoluteTable):
+class T5Position(DistanceBias, WithAbsoluteTable):
     """s_ij = q_i . k_j / sqrt(d) + b_{h, bucket(j-i)}: one table of (num_buckets, H) for all layers. No length limit.
 
     T5 itself leaves the sqrt(d) out; MPNet keeps it, and so does this scheme.
@@ -40,11 +40,7 @@ class T5Position(WithAbsoluteTable):
         check_buckets(options.num_buckets, options.max_distance)
 
     def plan(self, query_positions, key_positions, dtype):
-        """The bias itself, (B or 1, H, Q, K)."""
         return (bucket_bias(self.bias, query_positions, key_positions, self.options.max_distance),)
-
-    def score_term(self, query, key, plan, attn, start=0):
-        return plan[0].to(query.dtype)
 
 
 def check_buckets(num_buckets: int, max_distance: int) -> None:
@@ -70,7 +66,7 @@ def bucket(distance: torch.Tensor, num_buckets: int, max_distance: int) -> torch
 def bucket_bias(
     table: nn.Embedding, query_positions: torch.Tensor, key_positions: torch.Tensor, max_distance: int
 ) -> torch.Tensor:
-    """(B or 1, H, Q, K): the bias of each pair's bucket."""
+    """(B or 1, H, Q, K): the bias of each pair's bucket; see `spread_distances` for the rows' order."""
     reach, index = distance_index(query_positions, key_positions)
     distance = torch.arange(-reach, reach + 1, device=query_positions.device)
     return spread_distances(table(bucket(distance, table.num_embeddings, max_distance)).T, index)
