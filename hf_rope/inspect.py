@@ -54,8 +54,9 @@ class Findings:
 
     Args:
         checkpoint, scheme, shift_invariant: the model, its scheme, and what the scheme declares.
-        tokens: the tokens that `terms` are of.
+        tokens: the tokens that `terms` and `probabilities` are of.
         terms: (N, H, L, L) for each of TERMS, see `score_terms`.
+        probabilities: (N, H, L, L), the model's attention.
         attention: what `attention_by_distance` gives.
         shifts: for each shift the greatest change of a hidden state, see `shift_changes`.
         largest: the largest size of a hidden state.
@@ -67,6 +68,7 @@ class Findings:
     shift_invariant: bool
     tokens: list[str]
     terms: dict[str, np.ndarray]
+    probabilities: np.ndarray
     attention: AttentionByDistance
     shifts: dict[int, float | None]
     largest: float
@@ -81,7 +83,8 @@ class Findings:
 
     def save(self, folder: Path) -> None:
         """Writes the arrays as arrays.npz, and the rest as findings.json."""
-        arrays = {f"attention/{name}": array for name, array in vars(self.attention).items()}
+        arrays: dict[str, Any] = {"probabilities": self.probabilities}
+        arrays |= {f"attention/{name}": array for name, array in vars(self.attention).items()}
         arrays |= {f"terms/{name}": term for name, term in self.terms.items()}
         arrays |= {f"decay/{name}": curve for name, curve in self.decay.items()}
         np.savez_compressed(folder / "arrays.npz", **arrays)
@@ -138,6 +141,8 @@ def inspect(
     windows = encode(tokenizer, text, window, encoder.config.vocab_size)
     attention = attention_by_distance(encoder, track(windows, "attention, windows of the text"))
     terms = score_terms(encoder, ids[None])
+    with torch.no_grad():
+        probabilities = torch.cat(encoder(ids[None], output_attentions=True).attentions)
     shifts, largest = shift_changes(encoder, ids[None], SHIFTS)
     return Findings(
         checkpoint=str(checkpoint),
@@ -145,6 +150,7 @@ def inspect(
         shift_invariant=position.shift_invariant,
         tokens=[str(tokenizer.convert_ids_to_tokens(number)) for number in ids.tolist()],
         terms={name: term.numpy() for name, term in terms.items()},
+        probabilities=probabilities.numpy(),
         attention=attention,
         shifts=shifts,
         largest=largest,

@@ -43,17 +43,13 @@ def most_positional(findings: Findings, layer: int) -> int:
 
 
 def draw_terms(findings: Findings, layer: int, head: int) -> Figure:
-    """A panel each term of one head, their sum, and the probabilities that the softmax makes of it."""
+    """A panel each term of one head, their sum, and the model's attention."""
     panels = {name: term[layer, head] for name, term in findings.terms.items() if np.abs(term).max() > NOTHING}
     spreads = findings.spread()
     titles = {name: f"{name}, spread {spreads[name][layer, head]:.2f}" for name in panels}
     scores = sum(term[layer, head] for term in findings.terms.values())
     panels["sum"], titles["sum"] = scores, f"their sum, spread {scores.std(-1).mean():.2f}"
-    exponents = np.exp(scores - scores.max(-1, keepdims=True))
-    panels["attention"], titles["attention"] = (
-        exponents / exponents.sum(-1, keepdims=True),
-        "attention, softmax of the sum",
-    )
+    panels["attention"], titles["attention"] = findings.probabilities[layer, head], "attention, the softmax of the sum"
 
     columns = 2 if len(panels) <= 4 else 3
     rows = -(-len(panels) // columns)

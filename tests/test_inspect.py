@@ -253,6 +253,7 @@ def test_other_architectures_are_converted(save):
         probabilities = torch.cat(native.double()(ids, output_attentions=True).attentions)
     scores = torch.tensor(sum(findings.terms.values()))
     torch.testing.assert_close(scores.softmax(-1), probabilities, rtol=0, atol=1e-9)
+    torch.testing.assert_close(torch.tensor(findings.probabilities), probabilities, rtol=0, atol=1e-9)
 
 
 def test_further_rope_parameters_get_a_curve_each(save):
