@@ -88,14 +88,19 @@ def check(arguments: Arguments) -> None:
         raise SystemExit(f"--eval_tokens is {arguments.eval_tokens}; the longest sequence alone has {longest}.")
 
 
-def continue_or_begin(arguments: Arguments, data: DataArguments, training: TrainingArguments, folder: Path) -> None:
-    """Refuses a folder that holds the work of other settings, or anything else.
-
-    Further schemes, seeds and lengths are welcome: what is there is not done again.
-    """
+def settings_of(arguments: Arguments, data: DataArguments, training: TrainingArguments) -> dict[str, Any]:
+    """What all runs of one folder have in common."""
     own = {key: value for key, value in asdict(arguments).items() if key not in ("position", "seeds", "lengths")}
     trained = {key: getattr(training, key) for key in ("max_steps", "learning_rate", "per_device_train_batch_size")}
-    settings, path = {**own, **asdict(data), **trained}, folder / "settings.json"
+    return {**own, **asdict(data), **trained, "lengths, the longest": max(arguments.lengths)}
+
+
+def check_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Refuses a folder that holds the work of other settings, or anything else.
+
+    Further schemes, seeds and shorter lengths are welcome: what is there is not done again.
+    """
+    path = folder / "settings.json"
     if path.is_file():
         before = json.loads(path.read_text())
         for key, value in settings.items():
@@ -105,15 +110,6 @@ def continue_or_begin(arguments: Arguments, data: DataArguments, training: Train
                 )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SystemExit(f"{folder} holds something that is no study of lengths: name another --output_dir.")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=1))
-
-
-def load_or_train_tokenizer(texts: Dataset, arguments: Arguments, folder: Path) -> PreTrainedTokenizerBase:
-    if not (folder / "tokenizer.json").is_file():
-        (column,) = texts.column_names
-        train_tokenizer((row[column] for row in texts), arguments.vocab_size).save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
 
 
 def masked_stream(blocks: Dataset, tokenizer: PreTrainedTokenizerBase, tokens: int, longest: int):
@@ -177,14 +173,20 @@ def run(data: DataArguments, arguments: Arguments, training: TrainingArguments) 
     folder, overrides = Path(training.output_dir), parse_overrides(arguments.config_overrides)
     if not (data.train_file or data.dataset_name):
         data.train_file, data.validation_file = [str(BOOKS / "train.txt")], [str(BOOKS / "validation.txt")]
-    continue_or_begin(arguments, data, training, folder)
+    settings = settings_of(arguments, data, training)
+    check_folder(folder, settings)
     texts = load_split(data, "train", [data.text_column])
-    tokenizer = load_or_train_tokenizer(texts, arguments, folder / "tokenizer")
+    if (folder / "settings.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    else:
+        tokenizer = train_tokenizer((row[data.text_column] for row in texts), arguments.vocab_size)
     train = group_texts(texts, tokenizer, arguments.trained_length)
     held_out = load_split(data, "validation", [data.text_column])
     validation = group_texts(held_out, tokenizer, arguments.trained_length)
     ids, labels = masked_stream(validation, tokenizer, arguments.eval_tokens, max(arguments.lengths))
     validation = validation.select(range(len(ids) // arguments.trained_length))
+    tokenizer.save_pretrained(folder / "tokenizer")
+    (folder / "settings.json").write_text(json.dumps(settings, indent=1))
     results: dict[str, Any] = {
         "trained_length": arguments.trained_length,
         "masked": int((labels != -100).sum()),

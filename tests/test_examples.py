@@ -379,9 +379,12 @@ def test_loss_by_length_is_the_mean_over_masked_tokens(by_length, folder, tmp_pa
 def test_loss_by_length_refuses(folder, by_length, tmp_path, arguments, sentence):
     with pytest.raises(SystemExit, match=sentence):
         by_length(tmp_path / "out", *(argument.format(folder=folder) for argument in arguments))
+    assert not (tmp_path / "out").exists()
 
 
 def test_loss_by_length_refuses_a_folder_of_other_settings(by_length, tmp_path):
     by_length(tmp_path / "out", "--position", "none")
     with pytest.raises(SystemExit, match="was begun with --max_steps 2, not 3"):
         by_length(tmp_path / "out", "--position", "none", "--max_steps", 3)
+    with pytest.raises(SystemExit, match="was begun with --lengths, the longest 64, not 32"):
+        by_length(tmp_path / "out", "--position", "none", "--lengths", 16, 32)
