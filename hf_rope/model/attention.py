@@ -12,10 +12,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_tracing
 
-from .position_base import ROWS_AT_ONCE, PositionScheme
-
-SCORES_AT_ONCE = 2**22
-"""Scores that are computed at once where each sequence has a term of its own: 16 MB in float32."""
+from .position_base import ROWS_AT_ONCE, SCORES_AT_ONCE, PositionScheme
 
 
 @dataclass(frozen=True, eq=False)

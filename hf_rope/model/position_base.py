@@ -133,6 +133,9 @@ class PositionScheme(nn.Module):
             )
 
 
+SCORES_AT_ONCE = 2**22
+"""Scores whose terms are held at once where that can be chosen: 16 MB in float32."""
+
 ROWS_AT_ONCE = 64
 """Rows that `band_product` multiplies at once: few columns are wasted, and the product stays in the cache."""
 
@@ -232,12 +235,13 @@ class DistanceBias(PositionScheme):
 def spread_distances(values: torch.Tensor, index: Sequence[torch.Tensor]) -> torch.Tensor:
     """(H, 2s+1), a number a head and distance j - i from -s to s -> (B or 1, H, Q, K), a number a pair.
 
-    `index` is what `distance_index` gave. Where it is empty: (H, L, L), the last query's row first, which takes no
-    memory: each row begins one number after the one before it in the same 2L-1 numbers.
+    `index` is what `distance_index` gave. Where it is empty and the pairs are many: (H, L, L), the last query's row
+    first, which takes no memory, since each row begins one number after the one before it in the same 2L-1 numbers.
     """
     if index:
         return values[:, index[0]].transpose(0, 1).contiguous()
-    return values.contiguous().unfold(-1, (values.shape[-1] + 1) // 2, 1)
+    rows = values.contiguous().unfold(-1, (values.shape[-1] + 1) // 2, 1)
+    return rows if rows.numel() > SCORES_AT_ONCE else in_order(rows)
 
 
 def in_order(bias: torch.Tensor) -> torch.Tensor:
