@@ -1,4 +1,7 @@
-"""`hf-rope convert SRC DST`: a native checkpoint as an hf_rope one with its code; `hf-rope to-native SRC DST`: back."""
+"""`hf-rope convert SRC DST`: a native checkpoint as an hf_rope one with its code; `hf-rope to-native SRC DST`: back.
+
+`hf-rope inspect` is in cli_inspect.py.
+"""
 
 import os
 import re
@@ -9,21 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import transformers
 import typer
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .cli_inspect import inspect
 from .convert import Report, convert_with_report, to_native_with_report
 from .convert.check import LIMIT, check_against_source, equal
-from .convert.checkpoint import find
+from .convert.checkpoint import read_tokenizer
 from .convert.sentence_transformer import sentence_transformer_files
-
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model"),
-    *("spm.model", "spiece.model", "tokenizer.model"),
-)
+from .terminal import errors_in_a_sentence
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A folder or a name on the Hub.")]
 Target = Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; new or empty.")]
@@ -32,6 +31,7 @@ Check = Annotated[
 ]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command()(inspect)
 
 
 @app.callback()
@@ -49,32 +49,23 @@ def convert(
     check: Check = False,
 ) -> None:
     """Convert a checkpoint to hf_rope: model, code, tokenizer, and what sentence-transformers reads beside them."""
-    run(lambda: convert_with_report(source, position), source, target, check)
+    with errors_in_a_sentence():
+        run(lambda: convert_with_report(source, position), source, target, check)
 
 
 @app.command()
 def to_native(source: Source, target: Target, check: Check = False) -> None:
     """Convert an hf_rope checkpoint back: positions `rotary` to RoFormer, `learned` to BERT."""
-    run(lambda: to_native_with_report(source), source, target, check)
+    with errors_in_a_sentence():
+        run(lambda: to_native_with_report(source), source, target, check)
 
 
 def run(make: Callable[[], tuple[PreTrainedModel, Report]], source: str, target: Path, check: bool) -> None:
-    """A command, by the conversion that it makes; one sentence and exit code 1 where something does not fit."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        carry_out(make, source, target, check)
-    except (ValueError, TypeError, OSError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"Error: {error}", markup=False, highlight=False)
-        raise typer.Exit(1) from None
-
-
-def carry_out(make: Callable[[], tuple[PreTrainedModel, Report]], source: str, target: Path, check: bool) -> None:
     """All of a command; raises where something does not fit, and has then written nothing."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists and is not an empty folder: choose another, or remove it first.")
     model, report = make()
-    tokenizer = tokenizer_of(source)
+    tokenizer = read_tokenizer(source)
     if tokenizer is None:
         report.notes.append("The source has no tokenizer: none is written.")
     others = sentence_transformer_files(source)
@@ -92,13 +83,6 @@ def carry_out(make: Callable[[], tuple[PreTrainedModel, Report]], source: str, t
         report.notes.append(f"{found}.")
     write(target, model, tokenizer, others)
     show(report, target)
-
-
-def tokenizer_of(source: str) -> PreTrainedTokenizerBase | None:
-    """The source's tokenizer, or None where it has no file of one."""
-    if any(find(source, file) for file in TOKENIZER_FILES):
-        return AutoTokenizer.from_pretrained(source)
-    return None
 
 
 def write(
