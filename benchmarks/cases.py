@@ -214,7 +214,7 @@ def converted() -> Iterator[Case]:
 
 
 def scheme_model(scheme: str, attn_implementation: str | None = None, **changes) -> PreTrainedModel:
-    config = hf_rope.HfRopeConfig(**BASE, position_embedding_type=scheme, **changes)
+    config = hf_rope.HfRopeConfig(**{**BASE, **changes}, position_embedding_type=scheme)
     return hf_rope.HfRopeModel._from_config(config, attn_implementation=attn_implementation).eval()
 
 
@@ -244,13 +244,13 @@ def lengths(longest: int) -> Iterator[Case]:
         length *= 2
 
 
-def memory_work(which: str, length: int, warm: bool) -> None:
+def memory_work(which: str, length: int, layers: int = 12, *, warm: bool) -> None:
     """For `peak_memory`: builds one model and, unless warm, runs one forward of 1 x length."""
     torch.set_num_threads(2)
     if which == "RoFormer":
         model = native.build("RoFormer", "Model", **BASE, max_position_embeddings=length)
     else:
-        model = scheme_model(which)
+        model = scheme_model(which, num_hidden_layers=layers)
     forward(model, **full(1, 16 if warm else length))()
 
 

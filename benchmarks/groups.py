@@ -22,7 +22,7 @@ GROUPS = {
     "lengths": lambda arguments: cases.lengths(arguments.longest),
     "memory": None,
 }
-QUICK = ("rotary", "real", "steps", "learned", "lengths")
+QUICK = ("rotary", "real", "steps", "lengths")
 
 
 def measure_speed(group: str, arguments: Namespace) -> list[dict[str, Any]]:

@@ -14,7 +14,14 @@ import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
-from transformers.modelcard import TASK_MAPPING, TrainingSummary, extract_hyperparameters_from_trainer
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.modelcard import (
+    TASK_MAPPING,
+    TrainingSummary,
+    extract_hyperparameters_from_trainer,
+    make_markdown_table,
+    parse_log_history,
+)
 
 from .model.configuration_hf_rope import AUTO_MAP, HfRopeConfig
 
@@ -44,6 +51,7 @@ def create_card(
     dataset: str | Sequence[str] | None = None,
     training_args: TrainingArguments | Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | Sequence[EvalResult] | None = None,
+    log_history: Sequence[Mapping[str, Any]] = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
     tags: Sequence[str] = (),
 ) -> ModelCard:
@@ -60,6 +68,7 @@ def create_card(
         training_args: of a Trainer, or any settings by name.
         metrics: figures measured on `dataset`, by name; or results that name their own data. They go to the metadata's
             model-index, figures by name only where `dataset` is a single one, since each needs a data set there.
+        log_history: of a Trainer's state; the evaluations of a training that has ended become a table, step by step.
         tokenizer: the one that is saved beside the model.
         tags: for the metadata, beside the scheme's.
 
@@ -110,6 +119,7 @@ def create_card(
         configuration=describe(model, tokenizer),
         training_data=datasets,
         training_args={key: " ".join(str(value).split()) for key, value in settings.items()},
+        steps=training_table(log_history),
         figures=figures,
         results=[] if figures else results,
     )
@@ -118,8 +128,17 @@ def create_card(
 class CardTrainer(Trainer):
     """Trainer, but that `create_model_card`, and with it `push_to_hub`, writes this package's card of an hf_rope model.
 
-    Any other model gets Trainer's own card, so that a script which compares models can use it throughout.
+    The revisions that it pushes in between carry the model's code as well. Any other model gets Trainer's own card, so
+    that a script which compares models can use it throughout.
     """
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Also writes the code to `output_dir`, which every push uploads; a checkpoint's weights alone go there."""
+        super().init_hf_repo(*args, **kwargs)
+        model = self.accelerator.unwrap_model(self.model)
+        if is_hf_rope(model) and self.is_world_process_zero():
+            Path(str(self.args.output_dir)).mkdir(parents=True, exist_ok=True)
+            custom_object_save(model, str(self.args.output_dir))
 
     def create_model_card(self, **kwargs: Any) -> None:  # type: ignore[override]
         """Writes `output_dir`/README.md, from the last evaluation, the arguments, and the keywords of Trainer's own."""
@@ -144,6 +163,7 @@ class CardTrainer(Trainer):
             dataset=kinds or names,
             training_args={**(known.hyperparameters or {}), **versions},
             metrics=metrics,
+            log_history=self.state.log_history,
             tokenizer=self.processing_class if isinstance(self.processing_class, PreTrainedTokenizerBase) else None,
             tags=listed(known.tags),
         )
@@ -226,6 +246,19 @@ def evaluations(
     ]
 
 
+def training_table(log_history: Sequence[Mapping[str, Any]]) -> str:
+    """Trainer's own table of the evaluations of a training that has ended, without how long they took; else ""."""
+    kept = [{key: value for key, value in entry.items() if not timing(key)} for entry in log_history]
+    lines: list[dict[str, Any]] = parse_log_history(kept)[1] or []
+    names = dict.fromkeys(name for line in lines for name in line)
+    return make_markdown_table([{name: line.get(name, "") for name in names} for line in lines]).strip()
+
+
+def timing(key: str) -> bool:
+    """Whether an entry of Trainer's log says how long an evaluation took."""
+    return key.startswith("eval_") and key.endswith(SPEED)
+
+
 def last_evaluation(log_history: list[dict[str, Any]]) -> dict[str, Any]:
     """The finite numbers that Trainer logged at the last step that was evaluated, without how long it took."""
     entries = [entry for entry in log_history if any(key.startswith("eval_") for key in entry)]
@@ -234,5 +267,5 @@ def last_evaluation(log_history: list[dict[str, Any]]) -> dict[str, Any]:
         for entry in entries
         if entry.get("step") == entries[-1].get("step")
         for key, value in entry.items()
-        if key.startswith("eval_") and not key.endswith(SPEED) and isinstance(value, Real) and math.isfinite(value)
+        if key.startswith("eval_") and not timing(key) and isinstance(value, Real) and math.isfinite(value)
     }

@@ -1,29 +1,37 @@
-"""`hf-rope convert SRC DST`: a native checkpoint, a folder or a name on the Hub, as an hf_rope one with its code."""
+"""`hf-rope convert SRC DST`: a native checkpoint as an hf_rope one with its code; `hf-rope to-native SRC DST`: back.
+
+`hf-rope inspect` is in cli_inspect.py.
+"""
 
 import os
 import re
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import transformers
 import typer
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .convert import Report, convert_with_report
+from .cli_inspect import inspect
+from .convert import Report, convert_with_report, to_native_with_report
 from .convert.check import LIMIT, check_against_source, equal
-from .convert.checkpoint import find
+from .convert.checkpoint import read_tokenizer
+from .convert.sentence_transformer import sentence_transformer_files
+from .terminal import errors_in_a_sentence
 
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model"),
-    *("spm.model", "spiece.model", "tokenizer.model"),
-)
+Source = Annotated[str, typer.Argument(metavar="SRC", help="A folder or a name on the Hub.")]
+Target = Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; new or empty.")]
+Check = Annotated[
+    bool, typer.Option("--check", help="Compare with the source's class first; write nothing if they differ.")
+]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command()(inspect)
 
 
 @app.callback()
@@ -33,53 +41,53 @@ def main() -> None:
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A folder or a name on the Hub.")],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; new or empty.")],
+    source: Source,
+    target: Target,
     position: Annotated[
         str | None, typer.Option(help="Another position scheme; the model then needs training.", show_default=False)
     ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Compare with the native class first; write nothing if they differ.")
-    ] = False,
+    check: Check = False,
 ) -> None:
-    """Convert a checkpoint to hf_rope: model, code and tokenizer."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        run(source, target, position, check)
-    except (ValueError, TypeError, OSError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"Error: {error}", markup=False, highlight=False)
-        raise typer.Exit(1) from None
+    """Convert a checkpoint to hf_rope: model, code, tokenizer, and what sentence-transformers reads beside them."""
+    with errors_in_a_sentence():
+        run(lambda: convert_with_report(source, position), source, target, check)
 
 
-def run(source: str, target: Path, position: str | None, check: bool) -> None:
-    """All of `convert`; raises where something does not fit, and has then written nothing."""
+@app.command()
+def to_native(source: Source, target: Target, check: Check = False) -> None:
+    """Convert an hf_rope checkpoint back: positions `rotary` to RoFormer, `learned` to BERT."""
+    with errors_in_a_sentence():
+        run(lambda: to_native_with_report(source), source, target, check)
+
+
+def run(make: Callable[[], tuple[PreTrainedModel, Report]], source: str, target: Path, check: bool) -> None:
+    """All of a command; raises where something does not fit, and has then written nothing."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists and is not an empty folder: choose another, or remove it first.")
-    model, report = convert_with_report(source, position)
-    tokenizer = tokenizer_of(source)
+    model, report = make()
+    tokenizer = read_tokenizer(source)
     if tokenizer is None:
         report.notes.append("The source has no tokenizer: none is written.")
+    others = sentence_transformer_files(source)
+    if others:
+        report.notes.append(f"The files of sentence-transformers are carried over: {', '.join(sorted(others))}.")
     if check and report.needs_training:
-        raise ValueError(f"--check compares equal models, and position {position!r} is new: convert without --check.")
+        raise ValueError(
+            f"--check compares equal models, and position {report.scheme!r} is new: convert without --check."
+        )
     if check:
         greatest, size = check_against_source(source, model, tokenizer)
-        found = f"The greatest difference from the native class is {greatest:.2g}, of outputs up to {size:.2g}"
+        found = f"The greatest difference from the source's own class is {greatest:.2g}, of outputs up to {size:.2g}"
         if not equal(greatest, size):
             raise ValueError(f"{found}; {LIMIT * max(1, size):.2g} is allowed, so nothing is written.")
         report.notes.append(f"{found}.")
-    write(target, model, tokenizer)
+    write(target, model, tokenizer, others)
     show(report, target)
 
 
-def tokenizer_of(source: str) -> PreTrainedTokenizerBase | None:
-    """The source's tokenizer, or None where it has no file of one."""
-    if any(find(source, file) for file in TOKENIZER_FILES):
-        return AutoTokenizer.from_pretrained(source)
-    return None
-
-
-def write(target: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+def write(
+    target: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, others: dict[str, Path]
+) -> None:
     """Saves into a folder beside the target and renames it, so that the target is complete or not there."""
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -87,6 +95,9 @@ def write(target: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+        for name, path in others.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / name)
         folder.chmod(0o755)
         if target.exists():
             target.rmdir()
@@ -98,7 +109,8 @@ def write(target: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 def show(report: Report, target: Path) -> None:
     """Prints the report; tensors of many layers with one reason are one row."""
-    table = Table(title=f"{report.source} -> {report.target}, positions {report.scheme!r}")
+    positions = "" if report.scheme is None else f", positions {report.scheme!r}"
+    table = Table(title=f"{report.source} -> {report.target}{positions}")
     for column in ("tensor", "number", "what", "why"):
         table.add_column(column)
     table.add_row("all others", str(report.copied), "copied", "")

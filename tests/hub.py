@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+import yaml
+from huggingface_hub import ModelCard
+
 WRITE_TOKEN, READ_TOKEN, WRONG_TOKEN = "hf_write", "hf_read", "hf_wrong"
 ROLES = {WRITE_TOKEN: "write", READ_TOKEN: "read"}
 USER = "me"
@@ -168,6 +171,11 @@ class Handler(BaseHTTPRequestHandler):
         self.send_json({"name": repo, "url": url})
 
     def validate_card(self) -> None:
+        """Refuses metadata that is no YAML mapping, and results without their task, data set or metric."""
+        try:
+            ModelCard(json.loads(self.body)["content"], ignore_metadata_errors=False)
+        except (ValueError, yaml.YAMLError) as error:
+            return self.send_json({"errors": [{"message": str(error)}], "warnings": []}, 400)
         self.send_json({"errors": [], "warnings": []})
 
     def preupload(self, repo: str, revision: str) -> None:

@@ -44,3 +44,11 @@ def test_unequal_models_are_refused():
     cases.check_equal(models[0], models[0], cases.full(1, 4))
     with pytest.raises(AssertionError):
         cases.check_equal(*models, cases.full(1, 4))
+
+
+@pytest.mark.slow
+def test_memory_of_a_long_input_grows_with_its_length_alone():
+    """32,768 tokens through one base-width layer; the scores of one head alone would be 4,096 MB."""
+    short, long = (measure.peak_memory(cases.memory_work, "rotary", n, 1) for n in (8192, 32768))
+    assert long < 4.5 * short
+    assert long < 2500

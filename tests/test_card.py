@@ -189,6 +189,16 @@ def test_card_trainer_writes_the_card_of_the_last_evaluation(tmp_path):
     assert {"more", "generated_from_trainer", "hf_rope"} <= set(made.data.tags)
     assert "- learning_rate: 5e-05\n- train_batch_size: 2" in found["Training"]
     assert f"- torch: {torch.__version__}" in found["Training"]
+    *_, table = found["Training"].split("\n\n")
+    head, _, *steps = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert head == ["Training Loss", "Epoch", "Step", "Validation Loss", "Accuracy"]
+    log = trainer.state.log_history
+    losses, evaluations = ([entry for entry in log if key in entry] for key in ("loss", "eval_loss"))
+    assert [[float(cell) for cell in step] for step in steps] == [
+        pytest.approx([one["loss"], one["epoch"], one["step"], other["eval_loss"], 0.25], abs=1e-4)
+        for one, other in zip(losses, evaluations, strict=True)
+    ]
+    assert len(steps) == 2
     assert 'from_pretrained("me/model")' in made.text
     assert "Position scheme: `t5`" in found
     assert str(tmp_path) not in str(made)

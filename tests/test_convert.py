@@ -2,12 +2,17 @@
 
 import copy
 import json
+import shutil
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import modules
 from typer.testing import CliRunner
 
 import hf_rope
@@ -726,15 +731,15 @@ def source(tmp_path):
     return folder
 
 
-def command(*arguments):
-    return CliRunner().invoke(app, ["convert", *(str(argument) for argument in arguments)], env={"COLUMNS": "200"})
+def command(*arguments, name="convert"):
+    return CliRunner().invoke(app, [name, *(str(argument) for argument in arguments)], env={"COLUMNS": "200"})
 
 
 def test_command_writes_model_code_and_tokenizer(source, tmp_path):
     target = tmp_path / "new" / "target"
     result = command(source, target, "--check")
     assert result.exit_code == 0, result.output
-    assert "greatest difference from the native class" in result.output
+    assert "greatest difference from the source's own class" in result.output
     assert "HfRopeForMaskedLM" in result.output
     assert {"config.json", "model.safetensors", "modeling_hf_rope.py", "tokenizer_config.json"} <= {
         path.name for path in target.iterdir()
@@ -798,3 +803,138 @@ def test_a_write_that_fails_leaves_nothing(source, tmp_path, monkeypatch):
 
     monkeypatch.setattr(hf_rope.HfRopeForMaskedLM, "save_pretrained", fail)
     refused(command(source, tmp_path / "target"), tmp_path, "No space left on device")
+
+
+@pytest.fixture(params=["bert", "roformer-summary"])
+def ours(request, source, tmp_path):
+    """An hf_rope folder with a tokenizer, and the native model that it was converted from."""
+    theirs = native(request.param, MASKED)
+    convert(theirs).save_pretrained(tmp_path / "ours")
+    transformers.AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path / "ours")
+    shutil.rmtree(source)
+    (tmp_path / "ours").rename(source)
+    return source, theirs
+
+
+def test_to_native_writes_a_native_folder_with_the_tokenizer(ours, tmp_path):
+    folder, theirs = ours
+    target = tmp_path / "new" / "target"
+    result = command(folder, target, "--check", name="to-native")
+    assert result.exit_code == 0, result.output
+    assert "greatest difference from the source's own class" in result.output
+    assert f"HfRopeForMaskedLM,{folder}->{type(theirs).__name__}" in "".join(result.output.split())
+    assert not [*target.glob("*.py")]
+    again = transformers.AutoModelForMaskedLM.from_pretrained(target)
+    assert type(again) is type(theirs)
+    assert_equal(theirs, again)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(target)
+    assert tokenizer("a rotary one")["input_ids"] == [2, 5, 9, 7, 3]
+    assert [path.name for path in target.parent.iterdir()] == ["target"]
+
+
+def test_to_native_refuses_in_one_sentence_and_writes_nothing(ours, tmp_path, monkeypatch):
+    folder, theirs = ours
+
+    def to_native(*arguments):
+        return command(*arguments, name="to-native")
+
+    wrong = to_native_with_report(folder)
+    with torch.no_grad():
+        next(wrong[0].parameters())[5:] += 1e-2
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_rope.cli.to_native_with_report", lambda *_: copy.deepcopy(wrong))
+        refused(to_native(folder, tmp_path / "target", "--check"), tmp_path, "is allowed, so nothing is written")
+    refused(to_native(tmp_path / "nowhere", tmp_path / "target"), tmp_path, "has no config.json that can be read")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    refused(to_native(folder, tmp_path / "taken"), tmp_path, "exists and is not an empty folder")
+    cut(folder)
+    refused(to_native(folder, tmp_path / "target"), tmp_path, "not a complete safetensors file")
+    shutil.rmtree(folder)
+    tiny_model("alibi", hf_rope.HfRopeForMaskedLM).save_pretrained(folder)
+    refused(to_native(folder, tmp_path / "target"), tmp_path, "'alibi' has no native class to go back to")
+    shutil.rmtree(folder)
+    theirs.save_pretrained(folder)
+    refused(to_native(folder, tmp_path / "target"), tmp_path, "which has no conversion; known: hf_rope")
+
+
+# Folders of sentence-transformers.
+
+TEXTS = ["a rotary one turn", "keys", "short and short and short keys . a one"]
+EMBED = """
+import sys
+sys.modules["hf_rope"] = None  # makes it impossible to import
+import json, torch
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer(sys.argv[1], trust_remote_code=True, device="cpu")
+torch.save(model.encode(json.loads(sys.argv[2]), convert_to_tensor=True, prompt_name="query"), sys.argv[3])
+"""
+
+
+@pytest.fixture
+def sentences(source):
+    """A SentenceTransformer with every kind of file beside its encoder: a length, a prompt, modules with weights."""
+    encoder = source.parent / "encoder"
+    native("bert").save_pretrained(encoder)
+    transformers.AutoTokenizer.from_pretrained(source).save_pretrained(encoder)
+    parts = [
+        modules.Transformer(str(encoder), max_seq_length=8),
+        modules.Pooling(SIZES["hidden_size"], pooling_mode="max"),
+        modules.Dense(SIZES["hidden_size"], 8),
+        modules.Normalize(),
+    ]
+    model = SentenceTransformer(modules=parts, prompts={"query": "turn "}, device="cpu")
+    shutil.rmtree(encoder)
+    shutil.rmtree(source)
+    model.save_pretrained(str(source))
+    return model.encode(TEXTS, convert_to_tensor=True, prompt_name="query")
+
+
+def embed(folder) -> torch.Tensor:
+    """The embeddings of a folder, in a process where the package is not."""
+    out = folder.with_name("embeddings.pt")
+    command = [sys.executable, "-c", EMBED, str(folder), json.dumps(TEXTS), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(out)
+
+
+def test_a_sentence_transformer_gives_the_same_embeddings(source, sentences, tmp_path):
+    result = command(source, tmp_path / "target", "--check")
+    assert result.exit_code == 0, result.output
+    assert "2_Dense/model.safetensors" in result.output
+    found = embed(tmp_path / "target")
+    assert found.shape == (3, 8)
+    torch.testing.assert_close(found, sentences, rtol=0, atol=1e-6)
+
+
+def test_a_sentence_transformer_goes_back_with_its_files(source, sentences, tmp_path):
+    assert command(source, tmp_path / "ours", "--position", "learned").exit_code == 0
+    result = command(tmp_path / "ours", tmp_path / "target", "--check", name="to-native")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "target" / "config.json").read_text())["model_type"] == "bert"
+    torch.testing.assert_close(embed(tmp_path / "target"), sentences, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[", "is not a list of modules"),
+        ('[{"name": "0"}]', "is not a list of modules"),
+        ("3", "is not a list of modules"),
+        ('[{"path": null}]', "is not a list of modules"),
+        ('[{"path": "../elsewhere"}]', "names '../elsewhere', which is not inside the folder"),
+        ('[{"path": "/etc"}]', "names '/etc', which is not inside the folder"),
+    ],
+)
+def test_a_list_of_modules_that_does_not_fit_is_refused(text, sentence, source, tmp_path):
+    (source / "modules.json").write_text(text)
+    refused(command(source, tmp_path / "target"), tmp_path, sentence)
+
+
+def test_a_module_without_files_needs_no_folder(source, tmp_path):
+    (source / "modules.json").write_text('[{"path": "."}, {"path": ""}, {"path": "1_Normalize"}]')
+    assert command(source, tmp_path / "target").exit_code == 0
+    assert json.loads((tmp_path / "target" / "config.json").read_text())["model_type"] == "hf_rope"
+    assert (tmp_path / "target" / "modules.json").read_bytes() == (source / "modules.json").read_bytes()

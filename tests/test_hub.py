@@ -1,5 +1,6 @@
 """Push and load over HTTP: huggingface_hub's own client, in processes of its own, against a Hub on loopback."""
 
+import inspect
 import json
 import os
 import re
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import EvalResult, ModelCard
 from transformers import AutoModelForMaskedLM, BertTokenizer
 
 import hf_rope
 from heads import HEADS
-from hub import READ_TOKEN, USER, WRITE_TOKEN, WRONG_TOKEN, Hub
+from hf_rope.card import create_card
+from hub import READ_TOKEN, USER, WRITE_TOKEN, WRONG_TOKEN, Commit, Hub
 from test_shipping import assert_complete, close
 
 TESTS = Path(__file__).parent
@@ -44,18 +47,39 @@ main()
 
 TRAIN = """
 import sys
-from transformers import BertTokenizer, Trainer, TrainingArguments
+from transformers import BertTokenizer, Trainer, TrainerCallback, TrainingArguments
 from heads import HEADS
+from hf_rope.card import CardTrainer
 
+
+class Wait(TrainerCallback):
+    def on_save(self, *args, **kwargs):
+        trainer._finish_current_push()  # which reads the folder that the next step writes to
+
+
+repo, name, strategy = sys.argv[1:]
 head = HEADS["masked-lm"]
 rows = [{"input_ids": ids, "labels": ids} for ids in head.batch()["input_ids"]]
 arguments = TrainingArguments(
-    "trained", push_to_hub=True, hub_model_id=sys.argv[1], max_steps=2, save_steps=1, report_to="none", use_cpu=True
+    "trained", push_to_hub=True, hub_model_id=repo, hub_strategy=strategy, max_steps=2, save_steps=1, report_to="none",
+    use_cpu=True,
 )
-tokenizer = BertTokenizer.from_pretrained("words")
-trainer = Trainer(head.build(), arguments, train_dataset=rows, processing_class=tokenizer)
+trainer = {"Trainer": Trainer, "CardTrainer": CardTrainer}[name](
+    head.build(), arguments, train_dataset=rows, processing_class=BertTokenizer.from_pretrained("words"),
+    callbacks=[Wait()],
+)
 trainer.train()
 trainer.push_to_hub()
+"""
+
+CARDS = """
+import sys
+from huggingface_hub import ModelCard
+
+for name in sys.argv[1:]:
+    card = ModelCard.load(f"{name}.md")
+    card.validate()
+    card.push_to_hub(f"me/{name}")
 """
 
 LOAD = """
@@ -73,8 +97,9 @@ for repo, revision, head, auto in json.loads(sys.argv[1]):
     assert type(model).__module__.startswith("transformers_modules.")
     results.append(model(**inputs[head]).to_tuple())
 for repo in sys.argv[2:]:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(repo, trust_remote_code=True)
-    results.append(tokenizer("the cat playing")["input_ids"])
+    for trust in (True, False):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(repo, trust_remote_code=trust)
+        results.append(tokenizer("the cat playing")["input_ids"])
 torch.save(results, "results.pt")
 """
 
@@ -120,7 +145,8 @@ class Client:
     def load(self, *rows, tokenizers=()) -> list:
         """`from_pretrained` where the package is not, of models by repository, revision and head, and of tokenizers.
 
-        Returns the models' outputs for their heads' batches, or the error of a missing one, and the ids of a text.
+        Returns the models' outputs for their heads' batches, or the error of a missing one, and the ids of a text, with
+        the tokenizer's configuration trusted and not.
         """
         torch.save({name: head.batch() for name, head in HEADS.items()}, self.folder / "inputs.pt")
         asked = [(repo, revision, head, HEADS[head].auto) for repo, revision, head in rows]
@@ -159,21 +185,77 @@ def test_every_head_and_every_scheme_pushed_loads_without_the_package_and_gives_
         assert b"library_name: transformers" in files["README.md"]
     assert {"tokenizer.json", "tokenizer_config.json"} <= {*hub.repos["me/masked-lm"][-1].files}
 
-    *results, ids = client.load(*((repo, "main", name) for repo, name, _ in rows), tokenizers=["me/masked-lm"])
+    asked = [(repo, hub.repos[repo][-1].sha, name) for repo, name, _ in rows]
+    *results, trusted, untrusted = client.load(*asked, tokenizers=["me/masked-lm"])
 
-    assert ids == [2, 5, 6, 7, 8, 3]
+    assert trusted == untrusted == [2, 5, 6, 7, 8, 3]
     for (_, name, case), result in zip(rows, results, strict=True):
         close(result, output(HEADS[name].build(case), name))
 
 
 def test_what_trainer_pushes_loads_without_the_package_and_gives_the_same(hub, client):
-    succeed(client.run("-c", TRAIN, REPO))
+    succeed(client.run("-c", TRAIN, REPO, "Trainer", "every_save"))
     files = hub.repos[REPO][-1].files
     assert_complete(files)
     assert b"# model" in files["README.md"]
-    result, ids = client.load((REPO, None, "masked-lm"), tokenizers=[REPO])
-    assert ids == [2, 5, 6, 7, 8, 3]
+    result, *ids = client.load((REPO, None, "masked-lm"), tokenizers=[REPO])
+    assert ids == [[2, 5, 6, 7, 8, 3]] * 2
     close(result, output(AutoModelForMaskedLM.from_pretrained(client.folder / "trained"), "masked-lm"))
+    assert "modeling_hf_rope.py" not in first_trained(hub).files, "transformers has learned it: say so in the README"
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "checkpoint"])
+def test_the_revisions_that_card_trainer_pushes_in_between_load_without_the_package(strategy, hub, client):
+    succeed(client.run("-c", TRAIN, REPO, "CardTrainer", strategy))
+    commit, folder = first_trained(hub), client.folder / "trained" / "checkpoint-1"
+    assert_complete({path: content for path, content in commit.files.items() if "/" not in path})
+    assert commit.files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    assert commit.files["model.safetensors"] != hub.repos[REPO][-1].files["model.safetensors"]
+    result, *ids = client.load((REPO, commit.sha, "masked-lm"), tokenizers=[REPO])
+    assert ids == [[2, 5, 6, 7, 8, 3]] * 2
+    close(result, output(AutoModelForMaskedLM.from_pretrained(folder), "masked-lm"))
+    assert b"Position scheme: `rotary`" in hub.repos[REPO][-1].files["README.md"]
+
+
+def first_trained(hub: Hub) -> Commit:
+    """The oldest commit with weights."""
+    return next(commit for commit in hub.repos[REPO] if "model.safetensors" in commit.files)
+
+
+RESULT = EvalResult("fill-mask", "me/text", "Text", metric_type="perplexity", metric_value=12.25)
+
+
+@pytest.mark.skipif(
+    "https://huggingface.co/api" in inspect.getsource(ModelCard.validate), reason="this client asks one address only"
+)
+def test_a_card_of_every_scheme_validates_and_is_pushed_beside_the_model(hub, client):
+    before, cards = {}, {}
+    for scheme in hf_rope.SCHEMES:
+        before[scheme] = hub.add(f"me/{scheme}", {"config.json": b"{}"})
+        cards[scheme] = create_card(HEADS["masked-lm"].build(scheme), language="en", license="mit", metrics=[RESULT])
+        cards[scheme].save(client.folder / f"{scheme}.md")
+    succeed(client.run("-c", CARDS, *hf_rope.SCHEMES))
+    for scheme, card in cards.items():
+        old, new = hub.repos[f"me/{scheme}"]
+        assert old == before[scheme]
+        assert new.files == {**old.files, "README.md": str(card).encode()}
+
+
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [
+        ("      type: fill-mask\n", ""),
+        ("      type: me/text\n", ""),
+        ("      value: 12.25\n", ""),
+        ("language: en\n", "language: [en\n"),
+    ],
+)
+def test_a_card_that_does_not_validate_is_refused(part, other, hub, client, saved):
+    text = str(create_card(HEADS["encoder"].build(), language="en", metrics=[RESULT]))
+    assert text.count(part) == 1
+    (saved["rotary"] / "README.md").write_text(text.replace(part, other))
+    fail(client.upload(saved["rotary"]), "Invalid metadata in README.md")
+    assert len(hub.repos[REPO]) == 1
 
 
 @pytest.fixture
@@ -189,14 +271,31 @@ def test_every_revision_uploaded_on_the_command_line_loads_as_it_was_and_a_missi
     for folder in saved.values():
         succeed(client.upload(folder))
         assert_complete(hub.repos[REPO][-1].files)
-    first, last = hub.repos[REPO][1:]
-    names = [first.sha, last.sha, "main", "0" * 40]
+    code = saved["learned"] / "modeling_hf_rope.py"
+    code.write_text(code.read_text() + "raise OSError('the third revision runs code of its own')\n")
+    succeed(client.upload(saved["learned"]))
+    names = [*(commit.sha for commit in hub.repos[REPO][1:3]), "main", "0" * 40]
 
-    *results, missing = client.load(*((REPO, name, "encoder") for name in names))
+    *results, other_code, missing = client.load(*((REPO, name, "encoder") for name in names))
 
-    for scheme, result in zip(("rotary", "learned", "learned"), results, strict=True):
+    for scheme, result in zip(("rotary", "learned"), results, strict=True):
         close(result, output(HEADS["encoder"].build(scheme), "encoder"))
+    assert "the third revision runs code of its own" in other_code
     assert "is not a valid git identifier" in missing
+
+
+def test_a_sentence_transformer_on_the_hub_is_converted_with_its_files(hub, client, saved):
+    folder, files = (
+        saved["learned"],
+        {"modules.json": '[{"path": ""}, {"path": "1_Pooling"}]', "1_Pooling/config.json": "{}"},
+    )
+    (folder / "1_Pooling").mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    succeed(client.upload(folder))
+    succeed(client.run("-m", "hf_rope.cli", "to-native", REPO, "native", "--check", token=READ_TOKEN))
+    assert {name: (client.folder / "native" / name).read_text() for name in files} == files
+    assert json.loads((client.folder / "native" / "config.json").read_text())["model_type"] == "bert"
 
 
 @pytest.mark.parametrize(("token", "sentence"), [(WRONG_TOKEN, "401"), (READ_TOKEN, "403"), (None, "401")])

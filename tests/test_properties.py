@@ -156,10 +156,13 @@ def test_computing_few_sequences_and_few_rows_at_once_changes_nothing(case, stri
     outputs, gradients = [], []
     for scores, rows in ((2**22, 64), (1, 7), (1, 1)):
         monkeypatch.setattr(attention, "SCORES_AT_ONCE", scores)
+        monkeypatch.setattr(position_base, "SCORES_AT_ONCE", scores)
         monkeypatch.setattr(attention, "ROWS_AT_ONCE", rows)
         monkeypatch.setattr(position_base, "ROWS_AT_ONCE", rows)
         outputs.append(model(ids, position_ids=at).last_hidden_state)
         gradients.append(gradients_of(model, (outputs[-1] * target).sum()))
+        recorded = model(ids, position_ids=at, output_hidden_states=True).last_hidden_state
+        torch.testing.assert_close(recorded, outputs[0], rtol=0, atol=tolerance(case))
     for few in (1, 2):
         torch.testing.assert_close(outputs[few], outputs[0], rtol=0, atol=tolerance(case))
         assert_same_gradients(gradients[few], gradients[0], tolerance(case))

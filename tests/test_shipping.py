@@ -49,6 +49,18 @@ def test_what_transformers_copies_is_exactly_the_folder():
     assert (FOLDER / "__init__.py").read_text() == ""
 
 
+def test_an_older_transformers_is_refused_and_the_oldest_is_the_same_everywhere():
+    """Attention of transformers before 5.14 would leave a position_bias out, without a word."""
+    lowest = re.search(r'"transformers>=([\d.]+),', (FOLDER.parents[1] / "pyproject.toml").read_text())[1]
+    code = (
+        "import importlib.metadata as metadata\ninstalled = metadata.version\n"
+        "metadata.version = lambda name: '5.13.1' if name == 'transformers' else installed(name)\nimport hf_rope"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=FOLDER.parents[1])
+    assert done.returncode != 0
+    assert f"transformers>={lowest} is required" in done.stderr
+
+
 @per_file
 def test_relative_imports_are_from_one_dot_and_one_name(path):
     imports = [

@@ -57,7 +57,7 @@ def equal(greatest: float, size: float) -> bool:
 
 
 def check_against_source(name: str, model: PreTrainedModel, tokenizer=None) -> tuple[float, float]:
-    """`difference` of a source, loaded with its own class, and its conversion, both in float32.
+    """`difference` of a source, loaded with its own class, and what it was converted to, both in float32.
 
     Raises:
         ValueError: no class of transformers computes the source.
@@ -68,7 +68,7 @@ def check_against_source(name: str, model: PreTrainedModel, tokenizer=None) -> t
             f"{name} has position_embedding_type={raw['position_embedding_type']!r}, which no class of transformers 5 "
             "computes, so there is nothing to check against: convert it without --check."
         )
-    head = next(head for head, ours in HEADS.items() if ours == type(model).__name__)
+    head = next(head for head in HEADS if type(model).__name__.endswith(head))
     class_name = (raw.get("architectures") or [""])[0]
     if not hasattr(transformers, class_name) or (head == "Model" and not class_name.endswith("Model")):
         class_name = "AutoModel" + head.removeprefix("Model")

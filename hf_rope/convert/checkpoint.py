@@ -1,4 +1,4 @@
-"""Checkpoint: the configuration, the class name and the tensors of a source, read without its class."""
+"""Checkpoint: the configuration, the class name and the tensors of a source, read without its class; its tokenizer."""
 
 import json
 from dataclasses import dataclass, fields
@@ -9,10 +9,15 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file
 
 from ..model.configuration_hf_rope import BASE_KEYS, HfRopeConfig
+
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model"),
+    *("spm.model", "spiece.model", "tokenizer.model"),
+)
 
 
 @dataclass
@@ -110,6 +115,13 @@ def read_tensors(name: str) -> dict[str, torch.Tensor]:
     if find(name, WEIGHTS_NAME):
         raise ValueError(f"{name} has {WEIGHTS_NAME}, a pickle, and no {SAFE_WEIGHTS_NAME}: {remedy}.")
     raise ValueError(f"{name} has no {SAFE_WEIGHTS_NAME}: {remedy}.")
+
+
+def read_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a folder or a repository; None where it has no file of one."""
+    if any(find(name, file) for file in TOKENIZER_FILES):
+        return AutoTokenizer.from_pretrained(name)
+    return None
 
 
 def find(name: str, file: str) -> str | None:

@@ -1,11 +1,15 @@
 """to_native: hf_rope models back as native ones: `rotary` as RoFormer, `learned` as BERT."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from transformers import PreTrainedModel
 
+from ..model.configuration_hf_rope import HfRopeConfig
+from .checkpoint import read_checkpoint
+from .conversion import convert
 from .from_bert import BertSource
 from .from_roformer import ANGLES, RoFormerSource
 from .pairing import change_pairing
@@ -24,18 +28,25 @@ OTHER_NAMES = {"BertForCausalLM": "BertLMHeadModel"}
 POOLED = ("ForSequenceClassification", "ForMultipleChoice")
 
 
-def to_native(model: PreTrainedModel) -> PreTrainedModel:
+def to_native(model_or_name: PreTrainedModel | str | Path) -> PreTrainedModel:
     """The same head as a native model: RoFormer for `rotary`, BERT for `learned`; eval mode, same dtype and device.
+
+    Args:
+        model_or_name: an hf_rope model, a folder, or a name on the Hub.
 
     Raises:
         TypeError, ValueError: no native class computes this model; one sentence says why.
     """
-    return to_native_with_report(model)[0]
+    return to_native_with_report(model_or_name)[0]
 
 
-def to_native_with_report(model: PreTrainedModel) -> tuple[PreTrainedModel, Report]:
+def to_native_with_report(model_or_name: PreTrainedModel | str | Path) -> tuple[PreTrainedModel, Report]:
     """As `to_native`; also what became of every tensor."""
-    if not isinstance(model, PreTrainedModel) or model.config.model_type != "hf_rope":
+    model: Any = model_or_name
+    if isinstance(model_or_name, str | Path):
+        read_checkpoint(model_or_name, [HfRopeConfig.model_type])  # refuses other architectures
+        model = convert(model_or_name)
+    if not isinstance(model, PreTrainedModel) or model.config.model_type != HfRopeConfig.model_type:
         raise TypeError(f"to_native takes an hf_rope model, and got a {type(model).__name__}.")
     config = model.config
     head = next(head for head, ours in HEADS.items() if ours == type(model).__name__)
@@ -45,7 +56,8 @@ def to_native_with_report(model: PreTrainedModel) -> tuple[PreTrainedModel, Repo
             f"one: {', '.join(FAMILIES)}."
         )
     family, source = FAMILIES[config.position_embedding_type]
-    report = Report(f"{type(model).__name__}, a model", OTHER_NAMES.get(family + head, family + head))
+    name = "a model" if model is model_or_name else str(model_or_name)
+    report = Report(f"{type(model).__name__}, {name}", OTHER_NAMES.get(family + head, family + head))
     settings = {key: getattr(config, key) for key in SHARED}
     settings |= bert_settings(config, head) if family == "Bert" else roformer_settings(config, head, report)
 

@@ -13,10 +13,7 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_tracing
 
-from .position_base import ROWS_AT_ONCE, PositionScheme
-
-SCORES_AT_ONCE = 2**22
-"""Scores that are computed at once where each sequence has a term of its own: 16 MB in float32."""
+from .position_base import ROWS_AT_ONCE, SCORES_AT_ONCE, PositionScheme
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +148,9 @@ def attend(attn, query, key, value, group: Group, position: PositionScheme, plan
     """
     plan = position.layer_plan(plan, attn)
     turned = position.rotate(query, key, value, plan, attn)
+    if group.can_split and (term := position.reversed_term(plan)) is not None:
+        backwards = (turned[0].flip(2), *turned[1:])
+        return compute_attention(attn, backwards, None, term, None, position)[0].flip(1), None
     if not group.can_split or type(position).score_term is PositionScheme.score_term:
         return attend_at_once(attn, query, key, turned, group, position, plan)
     row = attn.num_heads * group.length
@@ -173,24 +173,36 @@ def attend_at_once(attn, query, key, turned, group: Group, position: PositionSch
 
     Returns (B, Q, H * E) and the probabilities, or None.
     """
-    implementation = attn.config._attn_implementation
     mask, is_causal = group.mask, group.is_causal
-    extra: dict[str, Any] = {}
-    term = position.score_term(query, key, plan, attn, start)
-    if is_causal and mask is None and (term is not None or implementation == "eager"):
-        after = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).triu(start + 1)
-        lowest, is_causal = torch.finfo(query.dtype).min, False
+    value_term, term = None, position.score_term(query, key, plan, attn, start)
+    if type(position).value_term is not PositionScheme.value_term:
+
+        def value_term(probabilities):
+            return position.value_term(probabilities, plan, attn, start)
+
+    if is_causal and mask is None and (term is not None or attn.config._attn_implementation == "eager"):
+        shape, lowest = (query.shape[-2], key.shape[-2]), torch.finfo(query.dtype).min
+        after = torch.ones(shape, dtype=torch.bool, device=query.device).triu(start + 1)
+        is_causal = False
         if term is None:
-            mask = query.new_zeros(after.shape).masked_fill(after, lowest)
+            mask = query.new_zeros(shape).masked_fill(after, lowest)
         else:
             term = term.masked_fill(after, lowest)
+    return compute_attention(attn, turned, mask, term, value_term, position, is_causal)
+
+
+def compute_attention(
+    attn, turned, mask, term, value_term, position: PositionScheme, is_causal: bool = False
+) -> tuple[Any, Any]:
+    """Softmax attention with the scheme's terms where it has them: (B, Q, H * E) and the probabilities, or None."""
+    extra: dict[str, Any] = {}
     if term is not None:
-        if implementation == "sdpa" and mask is None:
-            mask = term.to(query.dtype)  # an additive mask as it is; transformers would first copy a position_bias
+        if attn.config._attn_implementation == "sdpa" and mask is None:
+            mask = term.to(turned[0].dtype)  # an additive mask as it is; transformers would first copy a position_bias
         else:
-            extra["position_bias"] = term.expand(len(query), attn.num_heads, -1, -1)
-    if type(position).value_term is not PositionScheme.value_term and implementation == "eager":
-        extra["value_term"] = lambda probabilities: position.value_term(probabilities, plan, attn, start)
+            extra["position_bias"] = term.expand(len(turned[0]), attn.num_heads, -1, -1)
+    if value_term is not None and attn.config._attn_implementation == "eager":
+        extra["value_term"] = value_term
     query, key, value = turned
     return interface(attn, query, key, value, mask, position.scaling(), is_causal, **extra)
 

@@ -11,8 +11,11 @@ from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDa
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging
+from transformers.utils.versions import require_version
 
 from .positions import SCHEMES
+
+require_version("transformers>=5.15", "Attention of older ones leaves a position_bias out, or fails with a mask.")
 
 logger = logging.get_logger(__name__)
 

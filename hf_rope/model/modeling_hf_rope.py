@@ -4,7 +4,7 @@ Shapes: B batch, L length, D hidden size, V vocabulary, C labels, T real tokens 
 """
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -35,6 +35,7 @@ from .decoding import cached_length, key_positions, new_cache
 from .inputs import check_bounds, check_choices, check_decoding, check_inputs, check_kept, check_labels
 from .position_base import PositionScheme, find_packed_sequences
 from .positions import SCHEMES
+from .tied_weight import tied_weight
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
@@ -226,8 +227,8 @@ class HfRopePreTrainedModel(PreTrainedModel):
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
         if (attn_implementation or "").startswith("paged|"):
             raise ValueError(
-                f"attn_implementation={attn_implementation!r} is for continuous batching, whose cache holds keys that are "
-                "already placed, and here they are placed in each step: use generate, without it."
+                f"attn_implementation={attn_implementation!r} is for continuous batching, whose cache holds keys "
+                "that are already placed, and here they are placed in each step: use generate, without it."
             )
         kind, allowed = (attn_implementation or "eager").split("|")[-1], self.attn_implementations
         if is_flash_attention_requested(requested_attention_implementation=kind):
@@ -444,8 +445,9 @@ class HfRopeLMHead(nn.Module):
         self.norm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
         self.decoder = nn.Linear(config.embedding_size, config.vocab_size)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.norm(self.activation(self.dense(x))))
+    def forward(self, x: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+        x = self.norm(self.activation(self.dense(x)))
+        return self.decoder(x) if weight is None else F.linear(x, weight, self.decoder.bias)
 
 
 class HfRopeLM(HfRopePreTrainedModel):
@@ -465,20 +467,9 @@ class HfRopeLM(HfRopePreTrainedModel):
     def set_output_embeddings(self, new_embeddings):
         self.lm_head.decoder = new_embeddings
 
-    @contextmanager
-    def one_gradient(self, only_loss: bool):
-        """Lets the word embeddings add a sparse gradient to that of the tied decoder, which saves two dense (V, D).
-
-        Args:
-            only_loss: whether nothing but the loss leaves the model, so that the decoder always has a gradient.
-        """
-        words: Any = self.get_input_embeddings()
-        before = words.sparse
-        words.sparse = before or (only_loss and words.weight is self.lm_head.decoder.weight)
-        try:
-            yield
-        finally:
-            words.sparse = before
+    def shared_weight(self, only_loss: bool):
+        """`tied_weight` for a forward in which nothing but the loss leaves the model; else nothing is shared."""
+        return tied_weight(self.get_input_embeddings(), self.lm_head.decoder) if only_loss else nullcontext(())
 
 
 class HfRopeForMaskedLM(HfRopeLM):
@@ -501,13 +492,14 @@ class HfRopeForMaskedLM(HfRopeLM):
     ) -> MaskedLMOutput:
         """`labels`: (B, L) int64, -100 where no loss is taken; the other arguments as `HfRopeModel`."""
         only_labelled = labels is not None and self.training and not is_tracing(labels)
-        with self.one_gradient(only_labelled and not self.model.is_recorded(kwargs)):
+        with self.shared_weight(only_labelled and not self.model.is_recorded(kwargs)) as shared:
             outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         x, loss, logits = outputs.last_hidden_state, None, None
         check_labels(labels, x)
         if labels is not None and only_labelled:
             labelled = labels != -100
-            loss = self.loss_function(self.lm_head(x[labelled]), labels[labelled], self.config.vocab_size, **kwargs)
+            logits_there = self.lm_head(x[labelled], *shared)
+            loss = self.loss_function(logits_there, labels[labelled], self.config.vocab_size, **kwargs)
         else:
             logits = self.lm_head(x)
             if labels is not None:
@@ -554,7 +546,7 @@ class HfRopeForCausalLM(HfRopeLM, GenerationMixin):
         if use_cache is None and (labels is not None or self.training):
             use_cache = False
         only_labelled = labels is not None and self.training and not is_tracing(labels)
-        with self.one_gradient(only_labelled and not self.model.is_recorded(kwargs)):
+        with self.shared_weight(only_labelled and not self.model.is_recorded(kwargs)) as shared:
             outputs = self.model(
                 *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
                 *(encoder_hidden_states, encoder_attention_mask, past_key_values),
@@ -567,7 +559,7 @@ class HfRopeForCausalLM(HfRopeLM, GenerationMixin):
             following = next_labels(labels, attention_mask)
             if only_labelled:
                 labelled = following != -100
-                loss = self.next_token_loss(self.lm_head(x[labelled]), following[labelled], **kwargs)
+                loss = self.next_token_loss(self.lm_head(x[labelled], *shared), following[labelled], **kwargs)
             else:
                 logits = self.lm_head(x)
                 loss = self.next_token_loss(logits, following, **kwargs)

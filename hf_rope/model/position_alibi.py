@@ -2,10 +2,10 @@
 
 import torch
 
-from .position_base import PositionScheme, distance_index, spread_distances
+from .position_base import DistanceBias, distance_index
 
 
-class AlibiPosition(PositionScheme):
+class AlibiPosition(DistanceBias):
     """s_ij = q_i . k_j / sqrt(d) - m_h |i - j|, m_h = 2^(-8h/H) for h = 1..H.
 
     Where H is no power of two: the slopes of the power below, then every second slope of the power above. In a decoder
@@ -15,16 +15,12 @@ class AlibiPosition(PositionScheme):
     kind = "RPE"
 
     def plan(self, query_positions, key_positions, dtype):
-        """The bias itself, (B or 1, H, Q, K)."""
         precision = torch.promote_types(dtype, torch.float32)
         device = query_positions.device
         reach, index = distance_index(query_positions, key_positions)
         size = torch.arange(-reach, reach + 1, device=device).abs().to(precision)
         slopes = torch.tensor(alibi_slopes(self.num_heads), dtype=precision, device=device)
-        return (spread_distances((-slopes[:, None] * size).to(dtype), index),)
-
-    def score_term(self, query, key, plan, attn, start=0):
-        return plan[0].to(query.dtype)
+        return (self.spread((-slopes[:, None] * size).to(dtype), index),)
 
 
 def alibi_slopes(num_heads: int) -> list[float]:

@@ -116,6 +116,13 @@ class PositionScheme(nn.Module):
         """
         return None
 
+    def reversed_term(self, plan) -> torch.Tensor | None:
+        """(1, H, L, L): the whole score term, the last query's row first, where that is a view of few numbers.
+
+        None for any other term.
+        """
+        return None
+
     def require_positions(self, position_ids: torch.Tensor) -> None:
         """Raises ValueError where a position lies beyond the scheme's table; values are not read while tracing."""
         if position_ids.numel() and self.max_length is not None and not is_tracing(position_ids):
@@ -140,6 +147,9 @@ class PositionScheme(nn.Module):
                 "without a table, such as 'rotary'."
             )
 
+
+SCORES_AT_ONCE = 2**22
+"""Scores whose terms are held at once where that can be chosen: 16 MB in float32."""
 
 ROWS_AT_ONCE = 64
 """Rows that `band_product` multiplies at once: few columns are wasted, and the product stays in the cache."""
@@ -230,12 +240,38 @@ def take_columns(scores: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return scores.gather(-1, index[:, None].expand(*scores.shape[:3], index.shape[-1]))
 
 
+class DistanceBias(PositionScheme):
+    """Base of the schemes whose score term is a number a head and distance; `plan` is what `spread` makes of them."""
+
+    def spread(self, values: torch.Tensor, index: Sequence[torch.Tensor]) -> torch.Tensor:
+        """As `spread_distances`; in a decoder, what lies ahead in consecutive positions has the smallest number."""
+        if self.config.is_decoder and not index:
+            behind = values.shape[-1] // 2 + 1
+            values = F.pad(values[:, :behind], (0, behind - 1), value=torch.finfo(values.dtype).min)
+        return spread_distances(values, index)
+
+    def score_term(self, query, key, plan, attn, start=0):
+        return in_order(plan[0]).to(query.dtype)
+
+    def reversed_term(self, plan):
+        return plan[0][None] if plan[0].ndim == 3 else None
+
+
 def spread_distances(values: torch.Tensor, index: Sequence[torch.Tensor]) -> torch.Tensor:
-    """(H, 2s+1), a number a head and distance -> (B or 1, H, Q, K), contiguous, with what `distance_index` gave."""
+    """(H, 2s+1), a number a head and distance j - i from -s to s -> (B or 1, H, Q, K), a number a pair.
+
+    `index` is what `distance_index` gave. Where it is empty and the pairs are many: (H, L, L), the last query's row
+    first, which takes no memory, since each row begins one number after the one before it in the same 2L-1 numbers.
+    """
     if index:
         return values[:, index[0]].transpose(0, 1).contiguous()
-    length = (values.shape[-1] + 1) // 2
-    return values.flip(-1).contiguous().unfold(-1, length, 1).flip(-1)[None].contiguous()
+    rows = values.contiguous().unfold(-1, (values.shape[-1] + 1) // 2, 1)
+    return rows if rows.numel() > SCORES_AT_ONCE else in_order(rows)
+
+
+def in_order(bias: torch.Tensor) -> torch.Tensor:
+    """What `spread_distances` gave -> (B or 1, H, Q, K), the first query's row first."""
+    return bias if bias.ndim == 4 else bias.flip(-2)[None]
 
 
 def find_packed_sequences(position_ids: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor | None:

@@ -7,11 +7,11 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 
-from .position_base import distance_index, spread_distances
+from .position_base import DistanceBias, distance_index
 from .position_learned import WithAbsoluteTable
 
 
-class T5Position(WithAbsoluteTable):
+class T5Position(DistanceBias, WithAbsoluteTable):
     """s_ij = q_i . k_j / sqrt(d) + b_{h, bucket(j-i)}: one table of (num_buckets, H) for all layers. No length limit.
 
     T5 itself leaves the sqrt(d) out; MPNet keeps it, and so does this scheme. T5's decoder spends all buckets on j <=
@@ -41,11 +41,7 @@ class T5Position(WithAbsoluteTable):
         check_buckets(options.num_buckets, options.max_distance)
 
     def plan(self, query_positions, key_positions, dtype):
-        """The bias itself, (B or 1, H, Q, K)."""
-        return (bucket_bias(self.bias, query_positions, key_positions, self.options.max_distance),)
-
-    def score_term(self, query, key, plan, attn, start=0):
-        return plan[0].to(query.dtype)
+        return (self.spread(*bucket_bias(self.bias, query_positions, key_positions, self.options.max_distance)),)
 
 
 def check_buckets(num_buckets: int, max_distance: int) -> None:
@@ -70,8 +66,8 @@ def bucket(distance: torch.Tensor, num_buckets: int, max_distance: int) -> torch
 
 def bucket_bias(
     table: nn.Embedding, query_positions: torch.Tensor, key_positions: torch.Tensor, max_distance: int
-) -> torch.Tensor:
-    """(B or 1, H, Q, K): the bias of each pair's bucket."""
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """(H, 2s+1): the bias of each distance's bucket, from -s to s, and the index of `distance_index`."""
     reach, index = distance_index(query_positions, key_positions)
     distance = torch.arange(-reach, reach + 1, device=query_positions.device)
-    return spread_distances(table(bucket(distance, table.num_embeddings, max_distance)).T, index)
+    return table(bucket(distance, table.num_embeddings, max_distance)).T, index

@@ -6,7 +6,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 
-from .position_base import PositionScheme
+from .position_base import PositionScheme, in_order, spread_distances
 from .position_t5 import bucket_bias, check_buckets
 
 
@@ -70,7 +70,8 @@ class TupePosition(PositionScheme):
             term = torch.where(key_positions[:, None, None, :] == 0, to_cls[..., None], term)
             term = torch.where(query_positions[:, None, :, None] == 0, from_cls[..., None], term)
         if self.options.relative_bias:
-            term = term + bucket_bias(self.bias, query_positions, key_positions, self.options.max_distance)
+            bias = bucket_bias(self.bias, query_positions, key_positions, self.options.max_distance)
+            term = term + in_order(spread_distances(*bias))
         return (term,)
 
     def project(self, projection: nn.Linear, positions: torch.Tensor) -> torch.Tensor:
