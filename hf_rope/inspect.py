@@ -126,6 +126,7 @@ def inspect(
         ValueError, TypeError: something cannot be read or does not fit; one sentence says what.
     """
     encoder, tokenizer = load(checkpoint)
+    require_scores(encoder)
     position = encoder.position
     if tokens < 3 or longest < 1 or (window is not None and window < 3):
         raise ValueError(
@@ -166,6 +167,15 @@ def load(checkpoint: str | Path) -> tuple[HfRopeModel, PreTrainedTokenizerBase]:
     if tokenizer is None:
         raise ValueError(f"{checkpoint} has no tokenizer, and the text needs one: save it there with save_pretrained.")
     return encoder.double().eval(), tokenizer
+
+
+def require_scores(encoder: HfRopeModel) -> None:
+    """Raises ValueError where attention has no scores before a softmax."""
+    if encoder.config.attention_type != "softmax":
+        raise ValueError(
+            f"attention_type={encoder.config.attention_type!r} has no scores to take apart: inspect a model with "
+            "attention_type='softmax'."
+        )
 
 
 def encode(
@@ -210,6 +220,7 @@ def score_terms(
     From the second layer on the two are mixed: there the whole hidden state is content, and position is what the scheme
     adds in that layer.
     """
+    require_scores(encoder)
     if position_ids is None:
         position_ids = torch.arange(input_ids.shape[1])[None]
     states = encoder(input_ids, position_ids=position_ids, output_hidden_states=True).hidden_states

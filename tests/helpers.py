@@ -61,6 +61,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rotary-llama3": {
         "rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     },
+    "rotary-elu": {"attention_type": "linear"},
+    "rotary-elu-value": {"attention_type": "linear", "position_options": {"rotary_value": True}},
+    "rotary-favor": {"attention_type": "linear", "feature_map": "favor", "num_features": 12},
+    "rotary-favor-yarn": {
+        "attention_type": "linear",
+        "feature_map": "favor",
+        "rope_parameters": {"rope_type": "yarn", "factor": 4.0},
+    },
+    "learned-elu": {"attention_type": "linear"},
+    "none-favor": {"attention_type": "linear", "feature_map": "favor", "feature_seed": 3},
 }
 """Settings of a scheme beside its defaults, by "scheme-what": more rows, never more test code."""
 

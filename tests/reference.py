@@ -161,6 +161,22 @@ def rotary_score(p, layer, head, i, j, q, k, n):
     return content(rotary_turn(p, q, i, n), rotary_turn(p, k, j, n))
 
 
+def feature_map(attn, x):
+    """phi of one head's query or key: elu + 1, or FAVOR+'s positive random features."""
+    if attn.config.feature_map == "elu":
+        return torch.stack([t + 1 if t > 0 else t.exp() for t in x])
+    w, x = attn.features.projection, x / len(x) ** 0.25
+    return torch.stack([(row @ x - x @ x / 2).exp() for row in w]) / math.sqrt(len(w))
+
+
+def linear_weights(p, attn, i, q, keys, n):
+    """What each value counts in eq. 19, for the query at i and the pairs (j, k_j) that it sees."""
+    turn = rotary_turn if p.config.position_embedding_type == "rotary" else lambda p, x, i, n: x
+    q, keys = feature_map(attn, q), [(j, feature_map(attn, k)) for j, k in keys]
+    below = sum(q @ k for _, k in keys)
+    return torch.stack([turn(p, q, i, n) @ turn(p, k, j, n) / below for j, k in keys])
+
+
 SCORES = {name.removesuffix("_score"): f for name, f in list(globals().items()) if name.endswith("_score")}
 EMBEDS = {name.removesuffix("_embed"): f for name, f in list(globals().items()) if name.endswith("_embed")}
 
@@ -188,8 +204,12 @@ def encode_one(model, ids, at):
             score = SCORES.get(scheme, none_score)
             for a, i in enumerate(at):
                 seen = list(enumerate(at))[: a + 1] if model.config.is_decoder else list(enumerate(at))
-                row = [score(p, number, head, i, j, q[a, part], k[b, part], n) for b, j in seen]
-                weights = torch.stack(row).softmax(0)
+                if model.config.attention_type == "linear":
+                    pairs = [(j, k[b, part]) for b, j in seen]
+                    weights = linear_weights(p, layer.attention, i, q[a, part], pairs, n)
+                else:
+                    row = [score(p, number, head, i, j, q[a, part], k[b, part], n) for b, j in seen]
+                    weights = torch.stack(row).softmax(0)
                 for b, j in seen:
                     value = v[b, part]
                     if scheme == "shaw":

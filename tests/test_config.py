@@ -205,3 +205,40 @@ def test_rotary_parameters_of_every_type(rope_type, tmp_path):
 def test_whole_numbers_are_taken_for_rates(scheme):
     config = tiny_config(scheme, hidden_dropout_prob=0, attention_probs_dropout_prob=1, classifier_dropout=0)
     assert HfRopeModel(config)
+
+
+@pytest.mark.parametrize("new", SCHEMES)
+@pytest.mark.parametrize("old", ["rotary", "deberta"])
+def test_an_update_from_a_string_is_the_configuration_built_with_it(old, new):
+    config = HfRopeConfig(position_embedding_type=old)
+    config.update_from_string(f"position_embedding_type={new},hidden_size=48,num_attention_heads=4,is_decoder=true")
+    built = HfRopeConfig(position_embedding_type=new, hidden_size=48, num_attention_heads=4, is_decoder=True)
+    assert config.to_dict() == built.to_dict()
+    assert type(HfRopeModel(config).position) is SCHEMES[new]
+
+
+UPDATES = {
+    "unknown scheme": ("position_embedding_type=rotery", ValueError, r"'rotery' is unknown; the nearest is 'rotary'"),
+    "no pair": ("hidden_size", ValueError, r"'hidden_size' in 'vocab_size=7,hidden_size' is no pair: write key=value"),
+    "unknown key": ("hiden_size=48", ValueError, r"'hiden_size=48' cannot be taken over: key hiden_size isn't"),
+    "does not divide": ("hidden_size=50", ValueError, r"hidden_size=50 is not a multiple of num_attention_heads=12"),
+    "no number": (
+        "hidden_size=big",
+        ValueError,
+        r"^'hidden_size=big' cannot be taken over: invalid literal for int.*'big'\.$",
+    ),
+    "neither true nor false": (
+        "is_decoder=maybe",
+        ValueError,
+        r"'is_decoder=maybe' cannot be taken over: can't derive",
+    ),
+    "a dictionary": ("position_options={}", TypeError, r"can only update int, float, bool or string values"),
+}
+
+
+@pytest.mark.parametrize(("text", "error", "sentence"), UPDATES.values(), ids=UPDATES)
+def test_an_update_from_a_string_that_does_not_fit_changes_nothing(text, error, sentence):
+    config = HfRopeConfig()
+    with pytest.raises(error, match=sentence):
+        config.update_from_string(f"vocab_size=7,{text}")
+    assert config.to_dict() == HfRopeConfig().to_dict()

@@ -10,13 +10,14 @@ from torch.nn import functional as F
 from helpers import CASES, tiny_config, tiny_model, token_ids
 from hf_rope import SCHEMES, HfRopeForMaskedLM, HfRopeForSequenceClassification, HfRopeModel
 from hf_rope.model import attention, position_base
+from hf_rope.model.modeling_hf_rope import ATTENTIONS
 
 LENGTH = 20
 
 
 def implementations(case: str) -> tuple[str, ...]:
     config = tiny_config(case)
-    return SCHEMES[config.position_embedding_type].attn_implementations(config)
+    return ATTENTIONS[config.attention_type].attn_implementations(config)
 
 
 COMPUTED = [(case, kind) for case in CASES for kind in ("eager", "sdpa") if kind in implementations(case)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelForMaskedLM, DynamicCache
 
 from helpers import tiny_config, tiny_model, token_ids
@@ -483,6 +483,15 @@ OTHER_OPTIONS = {
 @pytest.mark.parametrize(("scheme", "changes", "sentence"), OTHER_OPTIONS.values(), ids=OTHER_OPTIONS)
 def test_weights_of_other_options(scheme, changes, sentence, folders):
     refusal(lambda: AutoModel.from_pretrained(folders[scheme], position_options=changes), ValueError, sentence)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_file_without_any_weight_of_the_model_is_transformers_to_report(scheme, tmp_path):
+    model = tiny_model(scheme)
+    model.save_pretrained(tmp_path)
+    save_file({"tensor": torch.ones(2)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    _, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert {*info["missing_keys"]} == {*model.state_dict()}
 
 
 TABLES = {"learned": 128, "relative_key": 128, "tupe": 32}

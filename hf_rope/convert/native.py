@@ -50,6 +50,7 @@ def to_native_with_report(model_or_name: PreTrainedModel | str | Path) -> tuple[
         raise TypeError(f"to_native takes an hf_rope model, and got a {type(model).__name__}.")
     config = model.config
     head = next(head for head, ours in HEADS.items() if ours == type(model).__name__)
+    need(config.attention_type == "softmax", config, "attention_type", "native classes have softmax attention alone")
     if config.position_embedding_type not in FAMILIES:
         raise ValueError(
             f"position_embedding_type={config.position_embedding_type!r} has no native class to go back to; these have "

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils.import_utils import is_tracing
+from transformers.utils.import_utils import is_torchdynamo_exporting, is_tracing
 
 from .position_base import ROWS_AT_ONCE, SCORES_AT_ONCE, PositionScheme
 
@@ -22,7 +22,8 @@ class Group:
 
     `can_split` says that some can be computed without the others: at the same positions, no mask, nothing recorded.
     `is_causal`, that each token sees itself and those before it; a mask, where there is one, says so too.
-    `key_positions` are those of cached and new tokens, None where there are only the new ones.
+    `key_positions` are those of cached and new tokens, None where there are only the new ones. For linear attention the
+    mask is (B, L), True at real tokens, and `segments` (B, L) are the numbers of packed sequences.
     """
 
     count: int
@@ -32,6 +33,7 @@ class Group:
     can_split: bool = False
     is_causal: bool = False
     key_positions: torch.Tensor | None = None
+    segments: torch.Tensor | None = None
 
 
 class Layout:
@@ -90,12 +92,14 @@ class Layout:
             yield group, part.view(group.count, group.length, -1), plan[start : start + size]
             start += size
 
+    @property
+    def own_cache(self) -> Cache | None:
+        """The cache of self-attention."""
+        return self.cache.self_attention_cache if isinstance(self.cache, EncoderDecoderCache) else self.cache
+
     def with_cached(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(B,H,L,E) -> (B,H,K,E): a layer's cached keys and values and the new ones, which the cache then holds too."""
-        if self.cache is None:
-            return key, value
-        cache = self.cache.self_attention_cache if isinstance(self.cache, EncoderDecoderCache) else self.cache
-        return cache.update(key, value, layer_idx)
+        return (key, value) if self.own_cache is None else self.own_cache.update(key, value, layer_idx)
 
     def of_encoder(self, project, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A layer's keys and values of the encoder's states: what `project` gives, once where there is a cache."""
@@ -200,7 +204,7 @@ def compute_attention(
         if attn.config._attn_implementation == "sdpa" and mask is None:
             mask = term.to(turned[0].dtype)  # an additive mask as it is; transformers would first copy a position_bias
         else:
-            extra["position_bias"] = term.expand(len(turned[0]), attn.num_heads, -1, -1)
+            extra["position_bias"] = term.expand(turned[0].shape[0], attn.num_heads, -1, -1)
     if value_term is not None and attn.config._attn_implementation == "eager":
         extra["value_term"] = value_term
     query, key, value = turned
@@ -214,6 +218,8 @@ def interface(attn, query, key, value, mask, scaling: float, is_causal: bool, **
     out, probabilities = compute(
         attn, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **extra
     )
+    if is_torchdynamo_exporting():  # the strides of sdpa's output are others once ONNX has decomposed it
+        out = out.clone(memory_format=torch.contiguous_format)
     return out.flatten(-2), probabilities
 
 
@@ -249,7 +255,7 @@ def dense_layout(
         )
     mask = additive(mask, config, x.dtype)
     square = key_positions is None
-    can_split = mask is None and square and len(position_ids) == 1 and not (recorded or is_tracing(x))
+    can_split = mask is None and square and not (recorded or is_tracing(x)) and len(position_ids) == 1
     group = Group(x.shape[0], x.shape[1], position_ids, mask, can_split, config.is_decoder, key_positions)
     return Layout(position, [group], cache=cache)
 

@@ -13,6 +13,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import logging
 from transformers.utils.versions import require_version
 
+from .position_base import PositionScheme
 from .positions import SCHEMES
 
 require_version("transformers>=5.15", "Attention of older ones leaves a position_bias out, or fails with a mask.")
@@ -55,6 +56,10 @@ ROPE_LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
     "factor": (lambda x: x >= 1, "of 1 or more"),
     "partial_rotary_factor": (lambda x: 0 < x <= 1, "above 0 and up to 1"),
 }
+FEATURE_KEYS: dict[str, tuple[str, ...]] = {"elu": (), "favor": ("num_features", "feature_seed", "redraw_interval")}
+"""The feature maps of linear attention, and the settings that each reads."""
+
+LINEAR_KEYS = ("feature_map", *FEATURE_KEYS["favor"])
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
 
@@ -90,6 +95,12 @@ class HfRopeConfig(PreTrainedConfig):
         position_options: the scheme's own settings, see its `Options`; those left out get their defaults.
         rope_parameters: theta, scaling and `partial_rotary_factor` of a scheme that rotates, in transformers' form,
             such as `{"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0}`.
+        attention_type: "softmax", or "linear" for RoFormer's eq. 19, under a scheme that adds nothing to scores or to
+            values; `attention_probs_dropout_prob` is then without effect.
+        feature_map: of linear attention: "elu", phi(x) = elu(x) + 1, or "favor", FAVOR+, which estimates softmax.
+        num_features: of "favor", an even number with rotary positions; None for four times the head size.
+        feature_seed: of "favor": the random features of a new model follow from it, saved ones are loaded; None for 0.
+        redraw_interval: of "favor": after how many training forwards features are drawn anew; None for never.
         classifier_pooling: "cls" pools the first real token through a dense layer, "mean" averages the real tokens.
         classifier_dropout: dropout before the classifiers; None for `hidden_dropout_prob`.
         pooler_activation: what follows the pooler's dense layer, named as `hidden_act`; "linear" for nothing.
@@ -123,6 +134,11 @@ class HfRopeConfig(PreTrainedConfig):
     position_embedding_type: str = "rotary"
     position_options: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
+    attention_type: Literal["softmax", "linear"] = "softmax"
+    feature_map: Literal["elu", "favor"] | None = None
+    num_features: int | None = None
+    feature_seed: int | None = None
+    redraw_interval: int | None = None
     classifier_pooling: Literal["cls", "mean"] = "cls"
     classifier_dropout: float | int | None = None
     pooler_activation: str = "tanh"
@@ -139,13 +155,37 @@ class HfRopeConfig(PreTrainedConfig):
             self.embedding_size = self.hidden_size
         self.position_embedding_type = OLD_NAMES.get(self.position_embedding_type, self.position_embedding_type)
         self.position_options = self.full_options()
+        self.fill_features()
         # The base class fills these dictionaries in place, and they are the caller's.
         self.rope_parameters = copy.deepcopy(self.rope_parameters)
         super().__post_init__(**copy.deepcopy(kwargs))
         self.auto_map = {**(getattr(self, "auto_map", None) or {}), **AUTO_MAP}
 
+    @property
+    def head_dim(self) -> int:
+        """Components of each head's queries and keys as a scheme turns them: those of the features, where these differ.
+
+        The name is the one that transformers' rotary functions read.
+        """
+        return self.num_features or self.hidden_size // self.num_attention_heads
+
+    def fill_features(self) -> None:
+        """The settings of linear attention that were left out."""
+        if self.attention_type == "linear" and self.feature_map is None:
+            self.feature_map = "elu"
+        if self.feature_map == "favor":
+            if self.num_features is None:
+                self.num_features = 4 * (self.hidden_size // self.num_attention_heads)
+            if self.feature_seed is None:
+                self.feature_seed = 0
+
     def warn_unknown(self, kwargs: dict[str, Any]) -> None:
-        """Warns of keys that nothing reads: the base class accepts them in silence."""
+        """Warns of keys that nothing reads, which the base class accepts in silence; refuses one that others give."""
+        if "head_dim" in kwargs:
+            raise ValueError(
+                f"head_dim={kwargs['head_dim']} cannot be set, since it is hidden_size / num_attention_heads or, with "
+                "FAVOR+, num_features: leave it out."
+            )
         known = [field.name for field in fields(self)]
         for key in kwargs:
             if key.startswith("_") or key in BASE_KEYS:
@@ -189,7 +229,6 @@ class HfRopeConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Refuses sizes, rates and names that no encoder can have."""
-        super().validate_architecture()
         for key, least in LEAST_SIZES.items():
             if not getattr(self, key) >= least:
                 raise ValueError(f"{key} is {getattr(self, key)}; it must be {least} or more.")
@@ -209,6 +248,29 @@ class HfRopeConfig(PreTrainedConfig):
         for key in ("hidden_act", "pooler_activation"):
             if (name := getattr(self, key)) not in ACT2FN:
                 raise ValueError(f"{key}={name!r} is unknown; {nearest(name, ACT2FN)}.")
+        super().validate_architecture()
+
+    def validate_attention(self) -> None:
+        """Refuses settings of linear attention that nothing reads, and schemes that it cannot compute."""
+        reads: tuple[str, ...] = ()
+        if self.attention_type == "linear":
+            reads = ("feature_map", *FEATURE_KEYS[self.feature_map or "elu"])
+        for key in LINEAR_KEYS:
+            value = getattr(self, key)
+            if value is not None and key not in reads:
+                owner, remedy = f"attention_type={self.attention_type!r}", "attention_type='linear'"
+                if reads:
+                    owner, remedy = f"feature_map={self.feature_map!r}", "feature_map='favor'"
+                raise ValueError(f"{key}={value!r} has no effect with {owner}: leave it out, or set {remedy}.")
+            least = 0 if key == "feature_seed" else 1
+            if isinstance(value, int) and value < least:
+                raise ValueError(f"{key} is {value}; it must be {least} or more.")
+        if reads and adds_terms(SCHEMES[self.position_embedding_type]):
+            fitting = ", ".join(name for name, scheme in SCHEMES.items() if not adds_terms(scheme))
+            raise ValueError(
+                "attention_type='linear' computes no scores or probabilities for position_embedding_type="
+                f"{self.position_embedding_type!r} to add to or to read; it works with: {fitting}."
+            )
 
     def validate_decoder(self) -> None:
         """Refuses cross-attention in an encoder."""
@@ -251,8 +313,9 @@ class HfRopeConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """Builds from a saved dictionary, changed by the keywords and only then checked.
 
-        A keyword that changes the scheme drops the old scheme's settings. Under the same scheme, options left out keep
-        their saved values; a new `rope_type` keeps the saved theta and `partial_rotary_factor`.
+        A keyword that changes the scheme, the attention or the feature map drops the old one's settings. Under the same
+        scheme, options left out keep their saved values; a new `rope_type` keeps the saved theta and
+        `partial_rotary_factor`.
         """
         own = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
         own |= {*ROPE_KEYS, "chunk_size_feed_forward"}
@@ -264,6 +327,12 @@ class HfRopeConfig(PreTrainedConfig):
         if new not in (None, old):
             settings = ("position_options", "rope_parameters", *ROPE_KEYS)
             config_dict = {key: value for key, value in config_dict.items() if key not in settings}
+        drop: tuple[str, ...] = ()
+        if changes.get("attention_type") not in (None, config_dict.get("attention_type", "softmax")):
+            drop = LINEAR_KEYS
+        elif changes.get("feature_map") not in (None, config_dict.get("feature_map")):
+            drop = LINEAR_KEYS[1:]
+        config_dict = {key: value for key, value in config_dict.items() if key not in drop}
         if changes.get("position_options"):
             changes["position_options"] = {**(config_dict.get("position_options") or {}), **changes["position_options"]}
         saved, scaling = config_dict.get("rope_parameters") or {}, changes.pop("rope_scaling", None)
@@ -272,6 +341,33 @@ class HfRopeConfig(PreTrainedConfig):
             moved = {key: changes.pop(key) for key in ROPE_KEYS if key in changes}
             changes["rope_parameters"] = {**kept, **given, **moved}
         return super().from_dict({**config_dict, **changes}, **kwargs)
+
+    def update_from_string(self, update_str: str) -> None:
+        """As transformers' own ("position_embedding_type=shaw,hidden_size=64"), checked as a whole, then taken over.
+
+        A changed scheme drops the old scheme's settings, and an `embedding_size` equal to `hidden_size` stays so.
+
+        Raises:
+            ValueError, TypeError: a part that is no pair, an unknown key, or a value that does not fit.
+        """
+        changed, changes = copy.deepcopy(self), {}
+        for part in update_str.split(","):
+            if part.count("=") != 1:
+                raise ValueError(f"{part!r} in {update_str!r} is no pair: write key=value, with commas between.")
+            try:
+                super(HfRopeConfig, changed).update_from_string(part)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{part!r} cannot be taken over: {error}.") from None
+            key = part.split("=")[0]
+            changes[key] = getattr(changed, key)
+        if self.embedding_size == self.hidden_size:
+            changes.setdefault("embedding_size", None)
+        vars(self).update(vars(type(self).from_dict(self.to_dict(), **changes)))
+
+
+def adds_terms(scheme: type[PositionScheme]) -> bool:
+    """Whether a scheme adds to scores or to values, which linear attention never forms one a pair."""
+    return scheme.score_term is not PositionScheme.score_term or scheme.value_term is not PositionScheme.value_term
 
 
 def nearest(name: str, known) -> str:

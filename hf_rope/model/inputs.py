@@ -114,6 +114,15 @@ def check_decoding(config, cache, encoder_hidden_states, bounds) -> None:
         )
 
 
+def check_attentions(config, kwargs) -> None:
+    """Refuses to record probabilities where there are none."""
+    if config.attention_type != "softmax" and kwargs.get("output_attentions", config.output_attentions):
+        raise ValueError(
+            f"output_attentions is True and attention_type={config.attention_type!r} has no probabilities: leave it "
+            "out, or use attention_type='softmax'."
+        )
+
+
 def check_ids(name: str, ids: torch.Tensor, size: int, key: str) -> None:
     """Refuses anything but a (batch, length) tensor of whole numbers from 0 to size - 1."""
     check_whole(name, ids)

@@ -3,9 +3,9 @@
 Shapes: B batch, L length, D hidden size, V vocabulary, C labels, T real tokens of a batch with padding or packing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import nn
@@ -24,20 +24,44 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
+from transformers.processing_utils import Unpack
 from transformers.pytorch_utils import apply_chunking_to_forward
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import Layout, attend, compact_layout, dense_layout, encoder_mask, interface
+from .bare import is_bare
 from .configuration_hf_rope import OLD_NAMES, HfRopeConfig
 from .decoding import cached_length, key_positions, new_cache
-from .inputs import check_bounds, check_choices, check_decoding, check_inputs, check_kept, check_labels
+from .inputs import (
+    check_attentions,
+    check_bounds,
+    check_choices,
+    check_decoding,
+    check_inputs,
+    check_kept,
+    check_labels,
+)
+from .linear_attention import FEATURE_MAPS, FeatureMap, linear_attend, linear_layout
 from .position_base import PositionScheme, find_packed_sequences
 from .positions import SCHEMES
 from .tied_weight import tied_weight
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+class ForwardKwargs(TypedDict, total=False):
+    """What every forward takes beside its own arguments."""
+
+    output_attentions: bool
+    output_hidden_states: bool
+    return_dict: bool
+    num_items_in_batch: torch.Tensor | int | None
+    cu_seq_lens_q: torch.Tensor
+    cu_seq_lens_k: torch.Tensor
+    max_length_q: int
+    max_length_k: int
 
 
 class HfRopeEmbeddings(nn.Module):
@@ -63,6 +87,8 @@ class HfRopeEmbeddings(nn.Module):
 class HfRopeAttention(nn.Module):
     """Multi-head self-attention: one product for query, key and value, then the scheme's and the softmax's work."""
 
+    dense_layout = staticmethod(dense_layout)
+
     def __init__(self, config, layer_idx: int):
         super().__init__()
         self.config, self.layer_idx, self.is_causal = config, layer_idx, config.is_decoder
@@ -71,6 +97,11 @@ class HfRopeAttention(nn.Module):
         self.dropout = config.attention_probs_dropout_prob
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
+
+    @staticmethod
+    def attn_implementations(config) -> tuple[str, ...]:
+        """The values of `attn_implementation` that can compute the position scheme."""
+        return SCHEMES[config.position_embedding_type].attn_implementations(config)
 
     def project_query(self, x: torch.Tensor) -> torch.Tensor:
         """(..., D) -> (..., D): this layer's query projection alone."""
@@ -81,6 +112,8 @@ class HfRopeAttention(nn.Module):
         return self.project(x, 1)
 
     def project(self, x: torch.Tensor, part: int) -> torch.Tensor:
+        if not is_bare(self.qkv, nn.Linear):
+            return self.qkv(x).chunk(3, dim=-1)[part]
         return F.linear(x, self.qkv.weight.chunk(3)[part], self.qkv.bias.chunk(3)[part])
 
     def forward(self, x: torch.Tensor, layout: Layout, *plan: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -88,11 +121,42 @@ class HfRopeAttention(nn.Module):
         qkv, outputs, probabilities = self.qkv(x), [], None
         for group, part, group_plan in layout.split(qkv, plan):
             query, key, value = part.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind()
-            key, value = layout.with_cached(key, value, self.layer_idx)
-            out, probabilities = attend(self, query, key, value, group, layout.position, group_plan)
+            out, probabilities = self.attend(query, key, value, group, layout, group_plan)
             outputs.append(out)
         context = outputs[0] if layout.tokens is None else torch.cat([out.flatten(0, 1) for out in outputs])[None]
         return self.output(context), probabilities
+
+    def renew(self) -> None:
+        """What changes before a forward in training: nothing here."""
+
+    def attend(self, query, key, value, group, layout: Layout, plan) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Three of (B,H,L,E) -> (B, L, D), and the probabilities or None."""
+        key, value = layout.with_cached(key, value, self.layer_idx)
+        return attend(self, query, key, value, group, layout.position, plan)
+
+
+class HfRopeLinearAttention(HfRopeAttention):
+    """The same with a feature map in the softmax's place; it has no probabilities, and so no dropout of them."""
+
+    dense_layout = staticmethod(linear_layout)
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.features = FEATURE_MAPS[config.feature_map](config, layer_idx)
+
+    @staticmethod
+    def attn_implementations(config):
+        """For cross-attention: linear attention itself is computed in one way."""
+        return ("eager", "sdpa")
+
+    def renew(self):
+        self.features.renew()
+
+    def attend(self, query, key, value, group, layout, plan):
+        return linear_attend(self, query, key, value, group, layout, plan), None
+
+
+ATTENTIONS: dict[str, type[HfRopeAttention]] = {"softmax": HfRopeAttention, "linear": HfRopeLinearAttention}
 
 
 class HfRopeCrossAttention(nn.Module):
@@ -128,7 +192,7 @@ class HfRopeLayer(GradientCheckpointingLayer):
     def __init__(self, config, layer_idx: int):
         super().__init__()
         self.chunk_size_feed_forward = config.chunk_size_feed_forward
-        self.attention = HfRopeAttention(config, layer_idx)
+        self.attention = ATTENTIONS[config.attention_type](config, layer_idx)
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         if config.add_cross_attention:
             self.cross_attention = HfRopeCrossAttention(config, layer_idx)
@@ -172,7 +236,7 @@ class HfRopePooler(nn.Module):
         if attention_mask is None or attention_mask.ndim != 2:
             first = x[:, 0]
         else:
-            first = x[torch.arange(len(x), device=x.device), attention_mask.to(torch.int8).argmax(-1)]
+            first = x[torch.arange(x.shape[0], device=x.device), attention_mask.to(torch.int8).argmax(-1)]
         return self.activation(self.dense(first))
 
 
@@ -195,6 +259,7 @@ class HfRopePreTrainedModel(PreTrainedModel):
     def __init__(self, config, *args, **kwargs):
         config.validate_position()  # once more: the configuration may have been changed since it was built
         config.validate_decoder()
+        config.validate_attention()
         if self.needs_decoder is not None and config.is_decoder != self.needs_decoder:
             reads = "sees the tokens that it is to predict" if self.needs_decoder else "sees no token after its own"
             raise ValueError(
@@ -205,8 +270,8 @@ class HfRopePreTrainedModel(PreTrainedModel):
 
     @property
     def attn_implementations(self) -> tuple[str, ...]:
-        """The values of `attn_implementation` that can compute the position scheme."""
-        return SCHEMES[self.config.position_embedding_type].attn_implementations(self.config)
+        """The values of `attn_implementation` that can compute the attention and its position scheme."""
+        return ATTENTIONS[self.config.attention_type].attn_implementations(self.config)
 
     @property
     def _supports_sdpa(self) -> bool:  # type: ignore[override]
@@ -233,19 +298,22 @@ class HfRopePreTrainedModel(PreTrainedModel):
         kind, allowed = (attn_implementation or "eager").split("|")[-1], self.attn_implementations
         if is_flash_attention_requested(requested_attention_implementation=kind):
             kind = "flash_attention"
-        # A function of a user's own gets the score term, but no value term.
+        # A function of a user's own gets the score term, but no value term, as flex attention.
         known = kind in ("eager", "sdpa", "flex_attention", "flash_attention")
-        if kind not in allowed if known else allowed == ("eager",):
+        if (kind if known else "flex_attention") not in allowed:
+            config, what = self.config, f"attention_type={self.config.attention_type!r}"
+            if config.attention_type == "softmax":
+                what = f"position_embedding_type={config.position_embedding_type!r} with these options"
             raise ValueError(
-                f"attn_implementation={attn_implementation!r} cannot compute position_embedding_type="
-                f"{self.config.position_embedding_type!r} with these options; it works with: {', '.join(allowed)}."
+                f"attn_implementation={attn_implementation!r} cannot compute {what}; it works with: "
+                f"{', '.join(allowed)}."
             )
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, PositionScheme):
+        if isinstance(module, PositionScheme | FeatureMap):
             module.init_weights(self.config.initializer_range)
 
     @classmethod
@@ -274,7 +342,8 @@ class HfRopePreTrainedModel(PreTrainedModel):
             for verb, name in (("lacks", "missing_keys"), ("also has", "unexpected_keys"))
             if (keys := sorted(key for key in info[name] if ".position." in f".{key}"))
         ]
-        if complaints:
+        nothing_fits = {*info["missing_keys"]} >= {*model.state_dict()}  # which transformers reports
+        if complaints and not nothing_fits:
             config = model.config
             raise ValueError(
                 f"The weights in {source} do not fit position_embedding_type={config.position_embedding_type!r} with "
@@ -326,7 +395,7 @@ class HfRopeModel(HfRopePreTrainedModel):
         encoder_attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Encodes a batch, or the next tokens of one.
 
@@ -346,6 +415,7 @@ class HfRopeModel(HfRopePreTrainedModel):
         """
         bounds = kwargs.get("cu_seq_lens_q")
         check_decoding(self.config, past_key_values, encoder_hidden_states, bounds)
+        check_attentions(self.config, kwargs)
         if past_key_values is not None and self.gradient_checkpointing and self.training:
             raise ValueError(
                 "past_key_values are given under gradient checkpointing, which would fill them twice: leave them out, "
@@ -383,7 +453,7 @@ class HfRopeModel(HfRopePreTrainedModel):
             if self.position.max_length is not None and segments is None and is_tracing(source):
                 self.position.require_length(length, self.position.max_length)
             x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, self.position)
-            layout = dense_layout(
+            layout = ATTENTIONS[self.config.attention_type].dense_layout(
                 *(self.position, self.config, x, attention_mask, position_ids, segments, recorded),
                 *(past_key_values, of_keys),
             )
@@ -391,6 +461,10 @@ class HfRopeModel(HfRopePreTrainedModel):
                 layout.encoder_mask = encoder_mask(self.config, x, encoder_hidden_states, encoder_attention_mask)
 
         plan = layout.plan(x.dtype)
+        if self.training:
+            for layer in self.layers:
+                attn: Any = layer.attention
+                attn.renew()  # not in the layer, which checkpointing runs twice
         for layer in self.layers:
             x = layer(x, layout, encoder_hidden_states, *plan)
         x = layout.pad(x, batch, length)
@@ -421,7 +495,7 @@ class HfRopeModel(HfRopePreTrainedModel):
         first = keep.to(torch.int8).argmax(-1, keepdim=True)
         return torch.where(keep, position_ids - first, 0)
 
-    def is_recorded(self, kwargs: dict[str, Any]) -> bool:
+    def is_recorded(self, kwargs: Mapping[str, Any]) -> bool:
         """Whether the caller or the configuration asks for every layer's hidden states or attentions."""
         keys = ("output_hidden_states", "output_attentions")
         return any(kwargs.get(key, getattr(self.config, key, False)) for key in keys)
@@ -488,7 +562,7 @@ class HfRopeForMaskedLM(HfRopeLM):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[ForwardKwargs],
     ) -> MaskedLMOutput:
         """`labels`: (B, L) int64, -100 where no loss is taken; the other arguments as `HfRopeModel`."""
         only_labelled = labels is not None and self.training and not is_tracing(labels)
@@ -532,7 +606,7 @@ class HfRopeForCausalLM(HfRopeLM, GenerationMixin):
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs,
+        **kwargs: Unpack[ForwardKwargs],
     ) -> CausalLMOutputWithCrossAttentions:
         """The other arguments are as for `HfRopeModel`.
 
@@ -625,7 +699,7 @@ class HfRopeForSequenceClassification(HfRopePreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[ForwardKwargs],
     ) -> SequenceClassifierOutput:
         """`labels`: (B,) int64 classes, (B,) or (B, C) numbers for regression, (B, C) 0 and 1 for multi label."""
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
@@ -670,7 +744,7 @@ class HfRopeForTokenClassification(HfRopePreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[ForwardKwargs],
     ) -> TokenClassifierOutput:
         """`labels`: (B, L) int64 classes, -100 where no loss is taken."""
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
@@ -701,7 +775,7 @@ class HfRopeForQuestionAnswering(HfRopePreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         start_positions: torch.Tensor | None = None,
         end_positions: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[ForwardKwargs],
     ) -> QuestionAnsweringModelOutput:
         """`start_positions` and `end_positions`: (B,) int64 token indices; an index beyond the input takes no loss."""
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
@@ -739,7 +813,7 @@ class HfRopeForMultipleChoice(HfRopePreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[ForwardKwargs],
     ) -> MultipleChoiceModelOutput:
         """`labels`: (B,) int64, the right choice."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)

@@ -170,7 +170,7 @@ def span(query_positions: torch.Tensor, key_positions: torch.Tensor) -> int:
 
 def are_consecutive(query_positions: torch.Tensor, key_positions: torch.Tensor) -> bool:
     """Whether queries and keys share one row of positions that count up by one (never assumed under tracing)."""
-    if query_positions is not key_positions or len(query_positions) > 1 or is_tracing(query_positions):
+    if query_positions is not key_positions or is_tracing(query_positions) or len(query_positions) > 1:
         return False
     return bool((query_positions.diff() == 1).all())
 
@@ -281,7 +281,7 @@ def find_packed_sequences(position_ids: torch.Tensor, keep: torch.Tensor | None 
     `DataCollatorWithFlattening` writes them. Any other order of positions is one sequence.
     """
     first = position_ids == 0 if keep is None else (position_ids == 0) & keep
-    follows = F.pad(position_ids.diff(dim=-1) == 1, (1, 0), value=False)
+    follows = position_ids == F.pad(position_ids, (1, -1), value=-2) + 1
     runs = first | follows
     if keep is not None:
         runs = runs | ~keep

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
+from transformers.utils.import_utils import is_torchdynamo_exporting
 
 from .position_base import distance_index, distance_scores, distance_scores_by_key
 from .position_learned import WithAbsoluteTable
@@ -94,8 +95,11 @@ class DebertaPosition(WithAbsoluteTable):
         return *tables, *index
 
     def by_distance(self, project, table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Projects the table's rows, the fewer of all and those asked for: (2k, D), (R,) -> (H, E, R), scaled."""
-        few = len(rows) < len(table)
+        """Projects the table's rows, the fewer of all and those asked for: (2k, D), (R,) -> (H, E, R), scaled.
+
+        An exported graph projects all: which are fewer depends on the length, and it is for any.
+        """
+        few = not is_torchdynamo_exporting() and len(rows) < len(table)
         projected = project(table[rows] if few else table).unflatten(-1, (self.num_heads, self.head_dim))
         by_head = (projected * self.scaling()).permute(1, 2, 0)
         return by_head if few else by_head[..., rows]

@@ -33,8 +33,8 @@ class RelativeKeyPosition(PositionScheme):
         """Each layer's rows for the distances j - i that occur, (layers, 2s+1, E), and the index of the pairs."""
         reach, index = distance_index(query_positions, key_positions)
         self.require_length(reach + 1, self.max_length)
-        middle = self.max_length - 1
-        return self.distance_embeddings[:, middle - reach : middle + reach + 1].flip(1), *index
+        behind = torch.arange(reach, -reach - 1, -1, device=query_positions.device)
+        return self.distance_embeddings.index_select(1, behind + self.max_length - 1), *index
 
     def score_term(self, query, key, plan, attn, start=0):
         table, *index = plan

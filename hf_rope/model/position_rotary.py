@@ -37,14 +37,20 @@ class RotaryPosition(PositionScheme):
 
     @classmethod
     def check(cls, config, options):
-        head_dim = config.hidden_size // config.num_attention_heads
-        size = rotary_size(config)
+        size, head_size = rotary_size(config), config.hidden_size // config.num_attention_heads
+        heads, features = config.num_attention_heads, config.num_features
+        of = f"head size {head_size} = hidden_size {config.hidden_size} / num_attention_heads {heads}"
+        if features is not None:
+            of = f"num_features {features}"
         if size % 2 or size < 2:
             raise ValueError(
                 f"position_embedding_type='rotary' turns pairs and needs an even rotary size of 2 or more, got {size} "
-                f"(head size {head_dim} = hidden_size {config.hidden_size} / num_attention_heads "
-                f"{config.num_attention_heads}, partial_rotary_factor "
-                f"{config.rope_parameters.get('partial_rotary_factor', 1.0)})."
+                f"({of}, partial_rotary_factor {config.rope_parameters.get('partial_rotary_factor', 1.0)})."
+            )
+        if options.rotary_value and config.head_dim != head_size:
+            raise ValueError(
+                f"position_options['rotary_value'] turns values, of size {head_size}, by the angles of the features, "
+                f"num_features={features}: set num_features={head_size}, or leave rotary_value out."
             )
         rope_type = config.rope_parameters["rope_type"]
         known = sorted({"default", *ROPE_INIT_FUNCTIONS})
@@ -121,10 +127,9 @@ class RotaryPosition(PositionScheme):
 
 def rotary_size(config) -> int:
     """The number of components of each head that are rotated; "proportional" turns the others by an angle of 0."""
-    head_dim = config.hidden_size // config.num_attention_heads
     if config.rope_parameters["rope_type"] == "proportional":
-        return head_dim
-    return int(head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
+        return config.head_dim
+    return int(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
 
 
 def sequence_lengths(positions: torch.Tensor) -> torch.Tensor:
@@ -132,5 +137,5 @@ def sequence_lengths(positions: torch.Tensor) -> torch.Tensor:
     segments = find_packed_sequences(positions)
     if segments is None:
         return positions.amax(-1)[:, None, None] + 1
-    largest = torch.zeros(len(positions), positions.shape[-1] + 1, dtype=positions.dtype, device=positions.device)
+    largest = torch.zeros(positions.shape[0], positions.shape[-1] + 1, dtype=positions.dtype, device=positions.device)
     return largest.scatter_reduce(-1, segments, positions, "amax").gather(-1, segments)[..., None] + 1

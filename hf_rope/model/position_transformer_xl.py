@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from .bare import is_bare
 from .position_base import PositionScheme, distance_index, distance_scores, sinusoid
 
 
@@ -47,9 +48,10 @@ class TransformerXLPosition(PositionScheme):
     def layer_plan(self, plan, attn):
         """W_R R, (H, E, 2s+1), and the index of the pairs; for a single query, which W_R is applied to instead, R."""
         sinusoids, *index = plan
-        if index and index[0].shape[-2] == 1:
+        projection = self.projections[attn.layer_idx]
+        if index and index[0].shape[-2] == 1 and is_bare(projection, nn.Linear):
             return plan
-        rows = self.projections[attn.layer_idx](sinusoids).unflatten(-1, (self.num_heads, self.head_dim))
+        rows = projection(sinusoids).unflatten(-1, (self.num_heads, self.head_dim))
         return rows.permute(1, 2, 0), *index
 
     def rotate(self, query, key, value, plan, attn):

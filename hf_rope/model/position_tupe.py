@@ -6,6 +6,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 
+from .bare import is_bare
 from .position_base import PositionScheme, in_order, spread_distances
 from .position_t5 import bucket_bias, check_buckets
 
@@ -58,7 +59,7 @@ class TupePosition(PositionScheme):
     def plan(self, query_positions, key_positions, dtype):
         """The positions' own scores, (B or 1, H, Q, K)."""
         query = self.project(self.query, query_positions)
-        if query.shape[-2] == 1:  # U_K applied to the one query, not to all keys
+        if query.shape[-2] == 1 and is_bare(self.key, nn.Linear):  # U_K applied to the one query, not to all keys
             query = query @ self.key.weight.unflatten(0, (self.num_heads, -1)) * self.scaling() ** 0.5
             term = query @ self.rows(key_positions)[:, None].transpose(-1, -2)
         else:

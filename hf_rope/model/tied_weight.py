@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from .bare import is_bare
+
 
 class TiedWeight(torch.autograd.Function):
     """The rows of a weight for some ids, and the weight for a projection.
@@ -30,12 +32,6 @@ class TiedWeight(torch.autograd.Function):
         if ctx.padding_idx is not None:
             rows = rows.masked_fill((ids == ctx.padding_idx)[..., None], 0)
         return weight.index_add_(0, ids.flatten(), rows.flatten(0, -2).to(weight.dtype)), None, None, None
-
-
-def is_bare(module: nn.Module, kind: type) -> bool:
-    """Whether the module is of that class itself, and nothing stands between its weight and its call."""
-    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return type(module) is kind and not any(hooks) and "forward" not in vars(module)
 
 
 @contextmanager

@@ -1,0 +1,298 @@
+"""Linear attention with rotary positions: RoFormer (Su et al. 2021, arXiv 2104.09864), section 3.3, eq. 18 and 19.
+
+out_m = sum_n (R_m phi(q_m)) . (R_n phi(k_n)) v_n / sum_n phi(q_m) . phi(k_n): the scheme's `rotate` comes after the
+feature map and in the numerator only, so that the denominator stays positive.
+
+Shapes: B batch, H heads, L length, E head size, F features, N blocks of C tokens.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.utils.import_utils import is_tracing
+
+from .attention import Group, Layout
+from .position_base import PositionScheme
+
+BLOCK = 128
+"""Tokens of a causal block: within one, all pairs are computed; between blocks, sums over keys."""
+
+
+class FeatureMap(nn.Module):
+    """Base of the maps phi from queries and keys to positive features, (B,H,L,E) -> (B,H,L,F)."""
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__()
+        self.config, self.layer_idx = config, layer_idx
+
+    def init_weights(self, std: float) -> None:
+        """Fills what is no module of its own; called by the model's `_init_weights`."""
+
+    def renew(self) -> None:
+        """What changes before a forward in training."""
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The features of queries and keys, and the logarithm of each key's factor, (B or 1, H or 1, L).
+
+        A query's features may be off by a factor, which is in numerator and denominator.
+        """
+        raise NotImplementedError
+
+
+class EluFeatures(FeatureMap):
+    """phi(x) = elu(x) + 1: Katharopoulos 2020 (arXiv 2006.16236), eq. 7; F = E."""
+
+    def forward(self, query, key):
+        return positive(query), positive(key), key.new_zeros(1, 1, key.shape[-2])
+
+
+class FavorFeatures(FeatureMap):
+    """FAVOR+: Choromanski 2020 (arXiv 2009.14794), section 2.3: phi(x)_f = exp(w_f . x - |x|^2 / 2), positive features.
+
+    Queries and keys are scaled by E^(-1/4), so that phi(q) . phi(k) / F estimates exp(q . k / sqrt(E)), without bias.
+    The directions w are orthogonal in blocks of E, their lengths those of Gaussian vectors. They are a buffer and saved
+    with the weights, drawn from the seed, the layer's number and the number of the draw.
+
+    For numbers that neither overflow nor vanish, each query's and each key's features are divided by their largest one:
+    a query's cancels, a key's is returned, as a logarithm, and taken relative to the largest that the query sees.
+    """
+
+    projection: torch.Tensor
+    forwards: torch.Tensor
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        self.size = config.hidden_size // config.num_attention_heads
+        self.register_buffer("projection", torch.empty(config.num_features, self.size))
+        if config.redraw_interval is not None:
+            self.register_buffer("forwards", torch.zeros((), dtype=torch.int64))
+
+    def init_weights(self, std):
+        init.copy_(self.projection, self.draw(0))
+        if self.config.redraw_interval is not None:
+            init.zeros_(self.forwards)
+
+    def renew(self):
+        """Counts the training forwards and draws anew at every `redraw_interval`th.
+
+        Raises:
+            ValueError: a graph is traced, which would keep one draw for good.
+        """
+        interval = self.config.redraw_interval
+        if interval is None:
+            return
+        if is_tracing(self.projection):
+            raise ValueError(
+                f"redraw_interval={interval} draws new features in training, and a traced graph cannot: set it to None "
+                "(model.config.redraw_interval), or train the model uncompiled."
+            )
+        self.forwards += 1
+        if self.forwards % interval == 0:
+            drawn = self.draw(int(self.forwards) // interval)
+            self.projection = drawn.to(self.projection)  # a new tensor: an earlier forward's backward may need the old
+
+    def draw(self, number: int) -> torch.Tensor:
+        """(F, E) float64: orthogonal directions, E at once, each as long as a Gaussian vector of its own."""
+        seed = (self.config.feature_seed * 1_000_003 + self.layer_idx) * 1_000_003 + number
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        settings: Any = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
+        count, size = len(self.projection), self.size
+        q, r = torch.linalg.qr(torch.randn(-(-count // size), size, size, **settings))
+        directions = (q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None]).mT.flatten(0, 1)[:count]  # signs: uniform
+        return directions * torch.randn(count, size, **settings).norm(dim=-1, keepdim=True)
+
+    def forward(self, query, key):
+        query, key = self.exponents(query), self.exponents(key)
+        peaks = key.detach().amax(-1, keepdim=True)
+        return query.sub_(query.detach().amax(-1, keepdim=True)).exp_(), key.sub_(peaks).exp_(), peaks[..., 0]
+
+    def exponents(self, x: torch.Tensor) -> torch.Tensor:
+        x = x * self.size**-0.25
+        return (x @ self.projection.to(x.dtype).T).sub_(x.square().sum(-1, keepdim=True) / 2)
+
+
+FEATURE_MAPS = {"elu": EluFeatures, "favor": FavorFeatures}
+
+
+def positive(x: torch.Tensor) -> torch.Tensor:
+    """elu(x) + 1, written so that it stays positive where elu rounds to -1."""
+    return x.clamp(max=0).exp_() + x.relu()
+
+
+class LinearState(DynamicLayer):
+    """What a layer keeps of all earlier tokens, whatever their number: sums over keys, and the number of tokens.
+
+    `keys` are (B, H, F, E + 1): the sums of phi(k) v^T, turned, and in the last column of phi(k), not turned; `values`
+    (B, H) the logarithm of a factor on them. The names are those that transformers' cache reorders and repeats.
+    """
+
+    is_croppable = False
+    tokens = 0
+
+    def update(self, key_states, value_states, tokens: int = 0, **kwargs):
+        """Takes the place of what it held; `tokens` are the new ones."""
+        self.keys, self.values = key_states, value_states
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized, self.tokens = True, self.tokens + tokens
+        return key_states, value_states
+
+    def get_seq_length(self):
+        return self.tokens
+
+    def reset(self):
+        self.keys = self.values = None
+        self.is_initialized, self.tokens = False, 0
+
+    def crop(self, tokens_to_remove):
+        raise RuntimeError(
+            f"attention_type='linear' keeps sums over tokens, from which none of the last {abs(tokens_to_remove)} can "
+            "be taken away: use a way of generating that takes no token back."
+        )
+
+
+def linear_attend(attn, query, key, value, group: Group, layout: Layout, plan) -> torch.Tensor:
+    """One layer's linear attention over a group: three of (B,H,L,E) -> (B, L, H * E), in float32 at least.
+
+    The layer's state, where `layout` has a cache, is read and replaced. Linear in L, but for an encoder's packed
+    sequences in one row, which are computed with all pairs.
+    """
+    position, dtype = layout.position, query.dtype
+    precision = torch.promote_types(dtype, torch.float32)
+    with torch.autocast(query.device.type, enabled=False):
+        query, key, scale = attn.features(query.to(precision), key.to(precision))
+        if group.mask is not None:
+            scale = scale.masked_fill(~group.mask[:, None], -torch.inf)
+        plan = position.layer_plan(plan, attn)
+        turned = position.rotate(query, key, value.to(precision), plan, attn)
+        if not group.is_causal and group.segments is None:
+            out = attend_to_all(query, key, turned, scale)
+        else:
+            own = layout.own_cache
+            state = None if own is None else own.layers[attn.layer_idx]
+            out, sums, level = attend_in_blocks(query, key, turned, scale, group, state)
+            if state is not None:
+                state.update(sums, level, query.shape[-2])
+    return out.transpose(1, 2).flatten(-2).to(dtype)
+
+
+def attend_to_all(query, key, turned, scale: torch.Tensor) -> torch.Tensor:
+    """Each query sees every key: two of (B,H,L,F), the three as the scheme turned them -> (B,H,L,E)."""
+    turned_query, turned_key, value = turned
+    weights = (scale - finite(scale.amax(-1, keepdim=True))).exp()[..., None]
+    numerator = turned_query @ (turned_key.mT @ (value * weights))
+    return divide(numerator, query @ (key.mT @ weights.expand(*key.shape[:3], 1)))
+
+
+def attend_in_blocks(query, key, turned, scale: torch.Tensor, group: Group, state: LinearState | None) -> tuple:
+    """Each query sees the keys of its own sequence, and in a decoder none after it: two of (B,H,L,F) -> (B,H,L,E).
+
+    Within a block of C tokens all pairs are computed. Of earlier blocks, queries see sums over keys, a sum a block and
+    those of the state first. Each query's keys are weighed relative to the largest factor among those that it sees, so
+    that no later token, no other sequence and no other row enters. An encoder's packed row is one block.
+
+    Returns the output, the sums over all keys (B,H,F,E+1), and the logarithm (B,H) of their factor.
+    """
+    length = query.shape[-2]
+    size = min(BLOCK, length) if group.is_causal else length
+    rest = -length % size
+
+    def in_blocks(x: torch.Tensor) -> torch.Tensor:
+        # A traced graph expects strides of F.pad that it keeps for contiguous tensors only.
+        return F.pad(x.contiguous(), (0, 0, 0, rest)).unflatten(2, (-1, size))
+
+    query, key = in_blocks(query), in_blocks(key)
+    turned_query, turned_key, value = (in_blocks(x) for x in turned)
+    scale = F.pad(scale, (0, rest), value=-torch.inf).unflatten(-1, (-1, size))
+    blocks = scale.shape[-2]
+    within = torch.ones(size, size, dtype=torch.bool, device=query.device)
+    if group.is_causal:
+        within = within.tril()
+    between = torch.ones(blocks + 1, blocks, dtype=torch.bool, device=query.device).tril(-1)  # row N: all of them
+    ends = scale
+    if group.segments is not None:
+        numbers = F.pad(group.segments, (0, rest), value=-1).unflatten(-1, (-1, size))[:, None]
+        first, last = numbers[..., :1], numbers[..., -1:]
+        within = within & (numbers[..., None] == numbers[..., None, :])
+        between = between & F.pad(first == last.mT, (0, 0, 0, 1), value=True)
+        ends = scale.masked_fill(numbers != last, -torch.inf)
+
+    peaks = ends.amax(-1)
+    weights = (ends - finite(peaks)[..., None]).exp()[..., None]
+    sums = torch.cat((turned_key.mT @ (value * weights), key.mT @ weights.expand(*key.shape[:4], 1)), -1)
+    if state is not None and state.keys is not None and state.values is not None:
+        sums = torch.cat((state.keys[:, :, None], sums), dim=2)
+        peaks = torch.cat((state.values[..., None], peaks.expand(*state.values.shape, -1)), dim=-1)
+        between = F.pad(between, (1, 0), value=True)
+    seen = peaks[..., None, :].masked_fill(~between, -torch.inf)
+    levels = seen.amax(-1)
+    sums = (seen - finite(levels)[..., None]).exp() @ sums.flatten(-2)
+    sums = sums.unflatten(-1, (key.shape[-1], -1))
+
+    near = scale[..., None, :].masked_fill(~within, -torch.inf)
+    far = levels[..., :-1, None]
+    if group.segments is not None:
+        far = far.masked_fill(numbers != first, -torch.inf)
+    top = finite(torch.maximum(near.amax(-1), far))
+    near, far = (near - top[..., None]).exp(), (far - top).exp()[..., None]
+    earlier = sums[:, :, :-1]
+    numerator = (turned_query @ turned_key.mT * near) @ value + far * (turned_query @ earlier[..., :-1])
+    denominator = (query @ key.mT * near).sum(-1, keepdim=True) + far * (query @ earlier[..., -1:])
+    out = divide(numerator, denominator).flatten(2, 3)[:, :, :length]
+    return out, sums[:, :, -1], levels[..., -1].expand(*sums.shape[:2])
+
+
+def finite(x: torch.Tensor) -> torch.Tensor:
+    """x, and the smallest number where it is -inf, so that -inf less it is -inf."""
+    return x.clamp(min=torch.finfo(x.dtype).min)
+
+
+def divide(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
+    """The quotient; 0 where a query saw no key."""
+    return numerator / denominator.masked_fill(denominator == 0, 1)
+
+
+def linear_layout(
+    position: PositionScheme,
+    config,
+    x: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor,
+    segments: torch.Tensor | None,
+    recorded: bool,
+    cache: Cache | None = None,
+    key_positions: torch.Tensor | None = None,
+) -> Layout:
+    """As `dense_layout`: all tokens as they came, (B, L, D), with what says which are padding, and which packed.
+
+    Raises:
+        ValueError: a mask of pairs, or a cache that cannot hold the sums.
+    """
+    if attention_mask is not None and attention_mask.ndim != 2:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, and attention_type='linear' computes no pairs "
+            "for it to mask: pass one of shape (batch, length)."
+        )
+    layout = Layout(position, [], cache=cache)
+    if layout.own_cache is not None:
+        hold_states(layout.own_cache, config.num_hidden_layers)
+    keep = None if attention_mask is None else attention_mask[:, -x.shape[1] :].bool()
+    batch, length = x.shape[:2]
+    layout.groups.append(Group(batch, length, position_ids, keep, is_causal=config.is_decoder, segments=segments))
+    return layout
+
+
+def hold_states(cache: Cache, layers: int) -> None:
+    """Makes an empty cache, as `generate` and callers build it, one of a `LinearState` a layer."""
+    if cache.layers and all(isinstance(layer, LinearState) for layer in cache.layers):
+        return
+    if not isinstance(cache, DynamicCache) or cache.offloading or cache.get_seq_length():
+        raise ValueError(
+            f"past_key_values are a {type(cache).__name__} for {cache.get_seq_length()} tokens' keys and values, and "
+            "attention_type='linear' keeps sums of constant size: leave them and cache_implementation out, or pass an "
+            "empty DynamicCache."
+        )
+    cache.layers = [LinearState() for _ in range(layers)]
