@@ -30,6 +30,7 @@ TEMPLATE = Path(__file__).with_name("card_template.md")
 SETTINGS = (
     *("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
     *("max_position_embeddings", "type_vocab_size", "position_embedding_type", "position_options", "rope_parameters"),
+    *("attention_type", "feature_map", "num_features", "feature_seed", "redraw_interval"),
 )
 """What a card says of the configuration, where it is set."""
 

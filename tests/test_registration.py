@@ -12,7 +12,8 @@ from transformers.models.auto import modeling_auto
 
 import hf_rope
 from heads import HEADS
-from helpers import tiny_config
+from helpers import SIZES, tiny_config
+from hf_rope.convert import convert
 
 TABLES = {
     "AutoModel": "MODEL_MAPPING_NAMES",
@@ -91,6 +92,26 @@ def test_label_smoothing_is_the_loss_computed_by_hand(name, count, tmp_path):
     kept = [(x, y) for x, y in zip(logs, labels.flatten(), strict=True) if y != -100]
     by_hand = sum(-0.9 * x[y] - 0.1 * x.mean() for x, y in kept) / (count or len(kept))
     torch.testing.assert_close(loss, by_hand, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["masked-lm", "causal-lm", "single-label", "tokens", "multiple-choice"])
+def test_label_smoothing_is_that_of_a_native_class_with_the_same_weights(name, tmp_path):
+    head = HEADS[name]
+    config = transformers.BertConfig(**{**SIZES, **head.config})
+    torch.manual_seed(0)
+    native = getattr(transformers, head.auto).from_config(config).train()
+    ours = convert(native).train()
+    assert type(ours) is head.model_class
+    batch = head.batch()
+    labels = head.labels["labels"]
+    if labels.shape == batch["input_ids"].shape:  # at padding the two have other hidden states
+        labels = labels.masked_fill(batch["attention_mask"] == 0, -100)
+    arguments = TrainingArguments(output_dir=str(tmp_path), label_smoothing_factor=0.1, report_to="none", use_cpu=True)
+    losses = [
+        Trainer(model=model, args=arguments).compute_loss(model, {**batch, "labels": labels})
+        for model in (native, ours)
+    ]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
 
 
 SIDE_EFFECTS = """

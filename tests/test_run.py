@@ -21,7 +21,7 @@ import beside
 main = sys.modules["__main__"]
 print(json.dumps({
     "name": __name__, "file": __file__, "argv": sys.argv, "path": sys.path, "here": os.getcwd(), "beside": beside.HERE,
-    "main": [main.__file__, main.__spec__, main.json is json], "registered": "hf_rope" in sys.modules,
+    "main": [main.__file__, main.json is json], "registered": "hf_rope" in sys.modules,
 }))
 """
 
@@ -40,6 +40,7 @@ print(type(AutoModel.from_config(AutoConfig.from_pretrained(arguments.folder))).
 
 WORKERS = """
 import dataclasses, pickle
+from datasets import Dataset
 from transformers import AutoConfig
 from torch.utils.data import DataLoader
 
@@ -48,23 +49,28 @@ class Item:
     value: "int"
 
 class Squares:
-    config = AutoConfig.for_model("hf_rope") if __name__ == "__main__" else None
+    config = AutoConfig.for_model("hf_rope")
     def __len__(self):
         return 4
     def __getitem__(self, index):
+        assert AutoConfig.for_model("hf_rope").model_type == "hf_rope"
         return Item(index * index)
 
 def collate(items):
     return items, __name__
 
+def squared(row):
+    return {"value": Squares()[row["root"]].value}
+
 if __name__ == "__main__":
     squares = Squares()
-    squares.config = Squares.config
     assert pickle.loads(pickle.dumps(collate)) is collate
     for start in ("fork", "spawn"):
-        loader = DataLoader(squares, 2, collate_fn=collate, num_workers=1, multiprocessing_context=start)
+        loader = DataLoader(squares, 2, collate_fn=collate, num_workers=2, multiprocessing_context=start)
         for items, name in loader:
             print(*(item.value for item in items), name)
+    rows = Dataset.from_dict({"root": range(4)}).map(squared, num_proc=2)
+    print(*rows["value"])
 """
 
 
@@ -93,6 +99,7 @@ def in_process(monkeypatch):
     for name in ("__main__", "__mp_main__"):
         monkeypatch.setitem(sys.modules, name, sys.modules[name])
     monkeypatch.setattr(sys, "argv", ["run"])
+    monkeypatch.setenv("HF_ROPE_SCRIPT", "")
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     return run
 
@@ -148,9 +155,8 @@ def test_no_script_is_one_sentence_and_an_exit_code(tmp_path):
 
 def test_workers_share_the_scripts_own_classes_and_functions(tmp_path):
     done = launch("-m", "hf_rope.run", write(tmp_path / "script.py", WORKERS), folder=tmp_path)
-    assert done.stdout.splitlines() == ["0 1 __main__", "4 9 __main__", "0 1 __mp_main__", "4 9 __mp_main__"], (
-        done.stderr
-    )
+    batches = ["0 1 __main__", "4 9 __main__", "0 1 __mp_main__", "4 9 __mp_main__"]
+    assert done.stdout.splitlines() == [*batches, "0 1 4 9"], done.stderr
 
 
 def test_the_readmes_commands_run_as_pasted(report, tmp_path):
