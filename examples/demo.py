@@ -14,9 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ from transformers import HfArgumentParser, PreTrainedTokenizerBase, Trainer, Tra
 
 from finetune_classification import finetune
 from loading import DataArguments, load_files, load_split, require_fresh
-from pretrain_mlm import build_config, group_texts, pretrain
+from pretrain_mlm import build_config, group_texts, pretrain, unigram_loss
 from train_tokenizer import train_tokenizer
 
 HERE = Path(__file__).parent
@@ -76,15 +74,6 @@ def load_reviews(arguments: Arguments, split: str) -> Dataset:
     """The first `arguments.reviews` labelled sentences of a split."""
     rows = load_files([str(HERE / f"data/reviews/{split}.jsonl")], ["text", "label"])
     return rows.select(range(min(arguments.reviews, len(rows))))
-
-
-def unigram_loss(train: Dataset, validation: Dataset, tokenizer: PreTrainedTokenizerBase) -> float:
-    """The loss of a model that knows the words' frequencies in `train` only: what training must beat."""
-    counts, seen = (Counter(chain.from_iterable(blocks["input_ids"])) for blocks in (train, validation))
-    for token in tokenizer.all_special_ids:
-        del counts[token], seen[token]
-    total = counts.total() + len(tokenizer)
-    return -sum(number * math.log((counts[token] + 1) / total) for token, number in seen.items()) / seen.total()
 
 
 def pretrain_all(arguments: Arguments, reviews: Dataset, folder: Path) -> tuple[PreTrainedTokenizerBase, dict, float]:

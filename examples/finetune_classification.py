@@ -7,43 +7,32 @@ Every option of `TrainingArguments` works. Accuracy and F1 come from scikit-lear
 `evaluate.load(NAME)` instead, which downloads. Writes a model folder with `results.json`.
 """
 
-import json
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import evaluate
-import torch
 from datasets import Dataset
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import (
     AutoModelForSequenceClassification,
     EvalPrediction,
-    HfArgumentParser,
     PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
     set_seed,
 )
 
-import hf_rope  # noqa: F401  (registers hf_rope with the Auto classes)
-from loading import DataArguments, load_files, load_split, load_tokenizer, parse_overrides, require_fresh
+from finetuning import FinetuningArguments, Metric, load_pretrained, load_splits, parse, report, train_and_evaluate
+from loading import load_tokenizer, parse_overrides
 
 
 @dataclass
-class Arguments:
+class Arguments(FinetuningArguments):
     """The task's settings."""
 
-    model: str = field(metadata={"help": "The checkpoint to fine-tune: a folder or a Hub name."})
-    test_file: list[str] = field(default_factory=list, metadata={"help": "Evaluate on these too, after training."})
     pair_column: str | None = field(default=None, metadata={"help": "The column of the pair's second sentence."})
     label_column: str = field(default="label", metadata={"help": "The column of the class, a number or a word."})
-    max_length: int = field(default=128, metadata={"help": "Longer inputs are cut to so many tokens."})
-    config_overrides: str = field(
-        default="{}", metadata={"help": 'Keys of the configuration, a JSON object: {"classifier_pooling": "mean"}.'}
-    )
     evaluate_metric: str | None = field(
         default=None, metadata={"help": "A metric for evaluate.load, from the network."}
     )
@@ -81,7 +70,7 @@ def accuracy_and_f1(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": accuracy_score(labels, predicted), "f1": f1_score(labels, predicted, average=average)}
 
 
-def load_metric(name: str) -> Callable[[EvalPrediction], dict[str, float]]:
+def load_metric(name: str) -> Metric:
     """A metric of the `evaluate` library."""
     try:
         metric = evaluate.load(name)
@@ -100,7 +89,7 @@ def finetune(
     training: TrainingArguments,
     max_length: int = 128,
     overrides: dict[str, Any] | None = None,
-    metric: Callable[[EvalPrediction], dict[str, float]] = accuracy_and_f1,
+    metric: Metric = accuracy_and_f1,
 ) -> tuple[Trainer, dict[str, dict[str, float]]]:
     """Trains on the "train" split, saves, and returns the trainer and the metrics of every other split.
 
@@ -111,10 +100,7 @@ def finetune(
     encoded = {split: encode(rows, columns, names, tokenizer, max_length) for split, rows in splits.items()}
     labels = {"id2label": dict(enumerate(map(str, names))), "label2id": {str(n): i for i, n in enumerate(names)}}
     set_seed(training.seed)
-    try:
-        classifier = AutoModelForSequenceClassification.from_pretrained(model, **labels, **(overrides or {}))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{model!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    classifier = load_pretrained(AutoModelForSequenceClassification, model, **labels, **(overrides or {}))
     trainer = Trainer(
         model=classifier,
         args=training,
@@ -123,40 +109,21 @@ def finetune(
         processing_class=tokenizer,
         compute_metrics=metric,
     )
-    trainer.train()
     majority = Counter(splits["train"][label]).most_common(1)[0][0]
-    results = {}
-    for split in [split for split in splits if split != "train"]:
-        metrics = trainer.evaluate(encoded[split], metric_key_prefix=split)
-        kept = {key.removeprefix(f"{split}_"): value for key, value in metrics.items() if key.startswith(split)}
-        speed = ("runtime", "samples_per_second", "steps_per_second")
-        results[split] = {key: value for key, value in kept.items() if key not in speed}
-        results[split]["majority"] = splits[split][label].count(majority) / len(splits[split])
-    trainer.save_model()
-    (Path(training.output_dir) / "results.json").write_text(json.dumps(results, indent=2))
-    return trainer, results
+    shares = {split: {"majority": rows[label][:].count(majority) / len(rows)} for split, rows in splits.items()}
+    return trainer, train_and_evaluate(trainer, encoded, shares)
 
 
 def main() -> None:
-    parser = HfArgumentParser((DataArguments, Arguments, TrainingArguments))
-    parser.set_defaults(
-        output_dir="runs/classifier", learning_rate=1e-4, warmup_steps=0.1, per_device_train_batch_size=32
-    )
-    parser.set_defaults(eval_strategy="epoch", save_strategy="no", report_to="none")
-    parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available())
-    data, arguments, training = parser.parse_args_into_dataclasses()
-    require_fresh(training.output_dir)
+    data, arguments, training = parse(Arguments, output_dir="runs/classifier")
     metric = load_metric(arguments.evaluate_metric) if arguments.evaluate_metric else accuracy_and_f1
     columns = [c for c in (data.text_column, arguments.pair_column, arguments.label_column) if c]
-    splits = {split: load_split(data, split, columns) for split in ("train", "validation")}
-    if arguments.test_file:
-        splits["test"] = load_files(arguments.test_file, columns)
+    splits = load_splits(data, arguments.test_file, columns)
     overrides, tokenizer = parse_overrides(arguments.config_overrides), load_tokenizer(arguments.model)
     _, results = finetune(
         arguments.model, tokenizer, splits, columns, training, arguments.max_length, overrides, metric
     )
-    for split, metrics in results.items():
-        print(f"{split}: " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
+    report(results)
 
 
 if __name__ == "__main__":

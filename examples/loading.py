@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets import Dataset, List, Value, concatenate_datasets, load_dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 FORMATS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv"}
@@ -35,10 +35,22 @@ def load_split(data: DataArguments, split: str, columns: list[str]) -> Dataset:
         rows = pick(load_dataset(data.dataset_name, data.dataset_config_name, split=name), columns, data.dataset_name)
     else:
         raise SystemExit(f"There is no {split} text: give --{split}_file, or --dataset_name.")
-    rows = rows.filter(lambda row: bool(row[columns[0]] and row[columns[0]].strip()), desc=f"{split}: texts")
+    require_text(rows, columns[0])
+    rows = rows.filter(lambda row: bool("".join(row[columns[0]] or ()).strip()), desc=f"{split}: texts")
     if not len(rows):
         raise SystemExit(f"The {split} data holds no text in its column {columns[0]!r}.")
     return rows
+
+
+def require_text(rows: Dataset, column: str, lists: bool | None = None) -> None:
+    """Refuses a column that holds neither strings nor lists of strings; `lists` says which of both it must be."""
+    kind = rows.features[column]
+    is_list = isinstance(kind, List)
+    word = kind.feature if is_list else kind
+    if not isinstance(word, Value) or word.dtype not in ("string", "large_string"):
+        raise SystemExit(f"The column {column!r} holds {kind}; it must hold text.")
+    if lists is not None and is_list != lists:
+        raise SystemExit(f"The column {column!r} must hold {'lists of strings' if lists else 'strings, not lists'}.")
 
 
 def load_files(files: list[str], columns: list[str]) -> Dataset:
@@ -71,7 +83,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or of a Hub name."""
     try:
         return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise SystemExit(f"No tokenizer can be loaded from {name!r}: {first_line}") from error
 

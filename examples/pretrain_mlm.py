@@ -4,7 +4,8 @@ python examples/pretrain_mlm.py --position rotary learned shaw --tokenizer runs/
     --train_file my.txt --validation_file mine_too.txt --output_dir runs/mlm --max_steps 1000
 
 Every option of `TrainingArguments` works. Writes OUTPUT_DIR/SCHEME, a model folder with `log_history.json` and the
-last checkpoint, and OUTPUT_DIR/results.json. `--resume` goes on from the last checkpoints.
+last checkpoint, and OUTPUT_DIR/results.json, where the loss of knowing only the words' frequencies stands beside each.
+`--resume` goes on from the last checkpoints.
 """
 
 import copy
@@ -12,6 +13,7 @@ import json
 import math
 import time
 import zlib
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -92,6 +94,15 @@ def group_texts(texts: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: 
     return blocks
 
 
+def unigram_loss(train: Dataset, validation: Dataset, tokenizer: PreTrainedTokenizerBase) -> float:
+    """The loss of a model that knows the words' frequencies in `train` only: what training must beat."""
+    counts, seen = (Counter(chain.from_iterable(blocks["input_ids"])) for blocks in (train, validation))
+    for token in tokenizer.all_special_ids:
+        del counts[token], seen[token]
+    total = counts.total() + len(tokenizer)
+    return -sum(number * math.log((counts[token] + 1) / total) for token, number in seen.items()) / seen.total()
+
+
 def build_config(scheme: str, tokenizer: PreTrainedTokenizerBase, block_size: int, overrides: dict[str, Any]):
     """The scheme's configuration, with positions for one block."""
     sizes = {
@@ -160,12 +171,12 @@ def main() -> None:
         group_texts(load_split(data, split, [data.text_column]), tokenizer, arguments.block_size)
         for split in ("train", "validation")
     )
-    results = {}
+    baseline, results = unigram_loss(train, validation, tokenizer), {}
     for config in configs:
         print(f"{config.position_embedding_type}: {len(train)} blocks of {arguments.block_size} tokens")
         results[config.position_embedding_type] = pretrain(
             config, tokenizer, train, validation, training, arguments.mlm_probability, arguments.resume
-        )
+        ) | {"unigram_loss": baseline}
     text = json.dumps(results, indent=2)
     (Path(training.output_dir) / "results.json").write_text(text)
     print(text)

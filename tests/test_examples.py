@@ -10,23 +10,34 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from sentence_transformers import SentenceTransformer
 from transformers import (
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     BertConfig,
     BertModel,
     EvalPrediction,
 )
 
+import chinese_tokenizer
 import demo
+import finetune_choice
 import finetune_classification
+import finetune_qa
+import finetune_regression
+import finetune_tokens
 import length
+import make_choices
 import pretrain_mlm
 import real_weights
 import sentence_embeddings
+import train_sentence_embeddings
 import train_tokenizer
-from hf_rope import SCHEMES
+from hf_rope import SCHEMES, HfRopeConfig, HfRopeForMaskedLM
 from hf_rope.convert import convert
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -195,7 +206,7 @@ def test_unigram_loss_of_even_words_is_the_log_of_their_number(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     words = [token for token in range(len(tokenizer)) if token not in tokenizer.all_special_ids]
     even = Dataset.from_dict({"input_ids": [words] * 50})
-    assert demo.unigram_loss(even, even, tokenizer) == pytest.approx(math.log(len(words)), abs=1e-3)
+    assert pretrain_mlm.unigram_loss(even, even, tokenizer) == pytest.approx(math.log(len(words)), abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -388,3 +399,295 @@ def test_loss_by_length_refuses_a_folder_of_other_settings(by_length, tmp_path):
         by_length(tmp_path / "out", "--position", "none", "--max_steps", 3)
     with pytest.raises(SystemExit, match="was begun with --lengths, the longest 64, not 32"):
         by_length(tmp_path / "out", "--position", "none", "--lengths", 16, 32)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder) -> Path:
+    """A tiny pre-trained rotary encoder with its tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    torch.manual_seed(0)
+    HfRopeForMaskedLM(HfRopeConfig(vocab_size=len(tokenizer), **TINY)).save_pretrained(folder / "checkpoint")
+    tokenizer.save_pretrained(folder / "checkpoint")
+    return folder / "checkpoint"
+
+
+@pytest.fixture
+def finetune(checkpoint, tmp_path, monkeypatch):
+    """Runs a fine-tuning script on rows; further arguments come last and so win. Returns its results.json."""
+
+    def run(script, rows: list[dict], *arguments, validation: list[dict] | None = None) -> dict:
+        files = []
+        for split, part in {"train": rows, "validation": validation or rows, "test": rows}.items():
+            path = tmp_path / f"{split}.jsonl"
+            path.write_text("\n".join(map(json.dumps, part)))
+            files += [f"--{split}_file", path]
+        steps = ["--model", checkpoint, "--output_dir", tmp_path / "out", "--max_steps", 2]
+        run_script(script, monkeypatch, *files, *steps, *arguments)
+        return json.loads((tmp_path / "out/results.json").read_text())
+
+    return run
+
+
+def load_complete(auto: type, folder: Path):
+    """The model of a saved folder, of which no weight is missing or left over."""
+    model, info = auto.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    return model
+
+
+SCORES = [
+    {"first": f"a {word}", "second": "a man", "score": i / 2} for i, word in enumerate(["man", "road", "end", "town"])
+]
+TAGGED = [
+    {"tokens": ["Mr.", "Holmes", "of", "London", "spoke"], "tags": ["O", "B-PER", "O", "B-LOC", "O"]},
+    {"tokens": ["New", "York", "is", "large"], "tags": ["B-LOC", "I-LOC", "O", "O"]},
+]
+ASKED = [
+    {
+        "context": "the road was long . " * repeats + "a man stood at the end .",
+        "question": "who stood at the end ?",
+        "answers": {"text": ["a man", "man"], "answer_start": [20 * repeats, 20 * repeats + 2]},
+    }
+    for repeats in (0, 8, 16)
+]
+CHOSEN = [
+    {"text": "he stood", "choices": ["at the end", "in town", "a man"], "label": 0},
+    {"text": "she sat", "choices": ["the road", "down", "of"], "label": 1},
+]
+
+
+def test_regression_stands_beside_the_error_of_the_mean(finetune, tmp_path):
+    columns = ["--text_column", "first", "--pair_column", "second", "--label_column", "score"]
+    validation = [{**row, "score": row["score"] + 1} for row in SCORES]
+    results = finetune(finetune_regression, SCORES, *columns, validation=validation)
+    scores = np.array([row["score"] for row in SCORES])
+    assert results["test"]["mean_mse"] == pytest.approx(scores.var())
+    assert results["validation"]["mean_mse"] == pytest.approx(scores.var() + 1)
+    model = load_complete(AutoModelForSequenceClassification, tmp_path / "out").eval()
+    assert (model.config.num_labels, model.config.problem_type) == (1, "regression")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        answers = [float(model(**tokenizer(x["first"], x["second"], return_tensors="pt")).logits) for x in SCORES]
+    assert results["test"]["mse"] == pytest.approx(float(((answers - scores) ** 2).mean()), rel=1e-4)
+    assert -1 <= results["test"]["spearman"] <= 1
+
+
+def test_tags_are_learnt_at_first_pieces_and_entities_are_counted(finetune, tmp_path, folder):
+    results = finetune(finetune_tokens, TAGGED)
+    assert results["test"]["most_frequent_accuracy"] == pytest.approx(5 / 9)
+    assert results["test"]["most_frequent_f1"] == results["test"]["words_left_out"] == 0
+    assert 0 <= results["test"]["f1"] <= 1
+    model = load_complete(AutoModelForTokenClassification, tmp_path / "out")
+    assert model.config.id2label == {0: "B-LOC", 1: "B-PER", 2: "I-LOC", 3: "O"}
+    tokenizer, names = AutoTokenizer.from_pretrained(folder / "tokenizer"), list(model.config.label2id)
+    rows = Dataset.from_list(TAGGED)
+    for limit in (6, 128):
+        encoded = finetune_tokens.encode(rows, ("tokens", "tags"), names, tokenizer, limit)
+        for row, original in zip(encoded, TAGGED, strict=True):
+            kept = [label for label in row["labels"] if label != -100]
+            assert [names[label] for label in kept] == original["tags"][: len(kept)]
+            first = [i for i, label in enumerate(row["labels"]) if label != -100]
+            words = tokenizer.convert_ids_to_tokens([row["input_ids"][i] for i in first])
+            assert all(original["tokens"][i].lower().startswith(word) for i, word in enumerate(words))
+            assert (len(kept) == len(original["tags"])) == (limit == 128)
+
+
+def test_entities_count_only_whole_and_where_tags_mark_them():
+    truth = [["B-PER", "I-PER", "O", "B-LOC"]]
+    found = finetune_tokens.score(truth, [["B-PER", "O", "O", "B-LOC"]])
+    assert found == {"accuracy": 0.75, "precision": 0.5, "recall": 0.5, "f1": 0.5}
+    assert finetune_tokens.score([["NOUN", "VERB"]], [["NOUN", "NOUN"]]) == {"accuracy": 0.5}
+
+
+def test_answers_are_found_in_the_windows_of_long_contexts(finetune, tmp_path, folder):
+    sizes = ["--max_length", 48, "--stride", 12]
+    results = finetune(finetune_qa, ASKED, *sizes)
+    assert results["test"]["whole_context_exact_match"] == 0
+    assert 0 < results["test"]["whole_context_f1"] < 1
+    assert 0 <= results["test"]["exact_match"] <= results["test"]["f1"] <= 1
+    load_complete(AutoModelForQuestionAnswering, tmp_path / "out")
+
+    columns = ["context", "question", "answers"]
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    windows = finetune_qa.encode(Dataset.from_list(ASKED), columns, tokenizer, 48, 12)
+    assert len(windows) > len(ASKED) + 2
+    assert all(len(ids) <= 48 for ids in windows["input_ids"])
+    marks = [
+        [
+            np.eye(48)[place][: len(ids)] * (place > 0)
+            for place, ids in zip(windows[key], windows["input_ids"], strict=True)
+        ]
+        for key in ("start_positions", "end_positions")
+    ]
+    contexts, truths = ([row[key] for row in ASKED] for key in ("context", "answers"))
+    spans = finetune_qa.best_spans(windows, contexts, marks, 8)
+    assert spans == ["a man"] * 3
+    assert finetune_qa.score(spans, truths) == {"exact_match": 1, "f1": 1}
+
+
+def test_a_span_never_ends_before_it_starts_nor_exceeds_the_limit():
+    windows = Dataset.from_dict({"row": [0], "offsets": [[None, [0, 1], [2, 3], [4, 5], [6, 7]]]})
+    start, end = np.array([[9.0, 0, 0, 4, 0]]), np.array([[9.0, 4, 0, 0, 3]])
+    assert finetune_qa.best_spans(windows, ["a b c d"], (start, end), 8) == ["c d"]
+    assert finetune_qa.best_spans(windows, ["a b c d"], (start, end), 1) in (["a"], ["c"])
+
+
+def test_squad_scores_ignore_case_articles_and_punctuation():
+    truths = [{"text": ["the end", "The Road!"]}]
+    assert finetune_qa.score(["A road"], truths) == {"exact_match": 1, "f1": 1}
+    assert finetune_qa.score(["long road"], truths) == {"exact_match": 0, "f1": pytest.approx(2 / 3)}
+    assert finetune_qa.score(["town"], truths) == {"exact_match": 0, "f1": 0}
+
+
+@pytest.mark.parametrize("in_columns", [False, True])
+def test_choices_come_as_a_list_or_in_columns(finetune, tmp_path, in_columns):
+    rows, arguments = CHOSEN, []
+    if in_columns:
+        rows = [{**row, **dict(zip("xyz", row["choices"], strict=True))} for row in CHOSEN]
+        rows = [{key: value for key, value in row.items() if key != "choices"} for row in rows]
+        arguments = ["--choice_columns", *"xyz"]
+    results = finetune(finetune_choice, rows, *arguments)
+    assert results["test"]["guessing"] == pytest.approx(1 / 3)
+    assert results["test"]["accuracy"] in (0, 0.5, 1)
+    model = load_complete(AutoModelForMultipleChoice, tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    batch = tokenizer(["he stood"] * 3, CHOSEN[0]["choices"], padding=True, return_tensors="pt")
+    assert model(**{key: value[None] for key, value in batch.items()}).logits.shape == (1, 3)
+
+
+def test_made_choices_hold_the_next_passage_at_the_label(folder, tmp_path, monkeypatch):
+    text = " ".join(str(number) for number in range(1000))
+    (tmp_path / "numbers.txt").write_text(f"{text}\n{text}\n")
+    files = ["--train_file", tmp_path / "numbers.txt", "--validation_file", tmp_path / "numbers.txt"]
+    sizes = ["--words", 10, "--rows", 80, "--choices", 4]
+    for name in ("one", "two"):
+        run_script(make_choices, monkeypatch, *files, *sizes, "--output_dir", tmp_path / name)
+    assert (tmp_path / "one/train.jsonl").read_text() == (tmp_path / "two/train.jsonl").read_text()
+    for split, number in {"train": 80, "validation": 10}.items():
+        rows = [json.loads(line) for line in (tmp_path / f"one/{split}.jsonl").read_text().splitlines()]
+        assert len(rows) == number
+        for row in rows:
+            assert len(row["choices"]) == 4
+            assert int(row["choices"][row["label"]].split()[0]) == int(row["text"].split()[-1]) + 1
+    assert {row["label"] for row in rows} > {0}
+
+
+def test_sentence_embeddings_are_trained_saved_and_loaded(checkpoint, finetune, tmp_path):
+    rows = [{"sentence1": row["first"], "sentence2": row["second"], "label": row["score"]} for row in SCORES]
+    results = finetune(train_sentence_embeddings, rows)
+    assert set(results) == {"validation", "test"}
+    before, texts = train_sentence_embeddings.build(str(checkpoint), 128), [row["first"] for row in SCORES]
+    after = SentenceTransformer(str(tmp_path / "out"), trust_remote_code=True)
+    assert after.encode(texts).shape == (4, TINY["hidden_size"])
+    assert not np.allclose(after.encode(texts), before.encode(texts))
+    pairs = train_sentence_embeddings.scale({"train": Dataset.from_list(rows)}, "label")["train"]
+    assert pairs["score"][:] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    found = train_sentence_embeddings.correlations(after, pairs)
+    assert results["test"]["spearman"] == pytest.approx(found["spearman"])
+    found = train_sentence_embeddings.correlations(before, pairs)
+    assert results["test"]["spearman_before"] == pytest.approx(found["spearman"])
+
+
+@pytest.fixture
+def news(tmp_path) -> Path:
+    """Chinese text and a vocabulary of its characters."""
+    text = ["我们的企业发展经济", "今天我们工作", "经济发展"]
+    (tmp_path / "news.txt").write_text("\n".join(text), encoding="utf-8")
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(set("".join(text)))]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["given", "learnt"])
+@pytest.mark.parametrize("words", [0, 3])
+def test_chinese_is_read_by_characters_or_by_words(news, monkeypatch, given, words):
+    vocabulary = ["--vocab_file", news / "vocab.txt"] if given else ["--vocab_size", 60]
+    arguments = ["--train_file", news / "news.txt", *vocabulary, "--words", words, "--output_dir", news / "t"]
+    run_script(chinese_tokenizer, monkeypatch, *arguments)
+    tokenizer = AutoTokenizer.from_pretrained(news / "t")
+    whole = ["我们", "发展", "经济"] if words else list("我们发展经济")
+    assert tokenizer.tokenize("我们发展经济") == whole
+    assert tokenizer.tokenize("今天") == ["今", "天"]
+    assert type(tokenizer).__name__ == ("RoFormerTokenizer" if words else "BertTokenizer")
+    if given:
+        assert tokenizer.convert_tokens_to_ids("[MASK]") == 4
+
+    steps = ["--max_steps", 1, "--per_device_train_batch_size", 1, "--block_size", 8, "--position", "rotary"]
+    files = ["--train_file", news / "news.txt", "--validation_file", news / "news.txt", "--tokenizer", news / "t"]
+    sizes = ["--config_overrides", json.dumps(TINY), "--output_dir", news / "mlm"]
+    run_script(pretrain_mlm, monkeypatch, *files, *steps, *sizes)
+    assert AutoTokenizer.from_pretrained(news / "mlm/rotary").tokenize("我们发展经济") == whole
+    assert load_complete(AutoModelForMaskedLM, news / "mlm/rotary").config.vocab_size == len(tokenizer)
+    results = json.loads((news / "mlm/results.json").read_text())
+    assert 0 < results["rotary"]["unigram_loss"] < math.log(len(tokenizer))
+
+
+def test_words_without_rjieba_are_refused_when_made_and_when_loaded(news, pretrain, monkeypatch):
+    arguments = ["--train_file", news / "news.txt", "--vocab_file", news / "vocab.txt", "--words", 3]
+    run_script(chinese_tokenizer, monkeypatch, *arguments, "--output_dir", news / "t")
+    monkeypatch.setitem(sys.modules, "rjieba", None)
+    with pytest.raises(SystemExit, match="needs rjieba, which is not installed: pip install rjieba, or leave --words"):
+        run_script(chinese_tokenizer, monkeypatch, *arguments, "--output_dir", news / "again")
+    with pytest.raises(SystemExit, match=r"No tokenizer can be loaded from .* need to install rjieba"):
+        pretrain(news / "mlm", "--tokenizer", news / "t")
+
+
+REFUSED = [
+    (finetune_regression, [{"text": "a", "label": "good"}], [], "holds 'good'; regression needs a finite number"),
+    (finetune_regression, [{"text": 1, "label": 1}], [], "The column 'text' holds .*int64.*; it must hold text"),
+    (finetune_tokens, [{"tokens": "a b", "tags": ["O"]}], [], "The column 'tokens' must hold lists of strings"),
+    (finetune_tokens, [{"tokens": ["a"], "tags": ["O", "X"]}], [], "A row has 1 words and 2 tags: a"),
+    (finetune_tokens, [{"tokens": [], "tags": []}], [], "it must hold text|holds no text"),
+    (finetune_qa, [{**ASKED[0], "answers": {"text": [], "answer_start": []}}, ASKED[0]], [], "has no answer"),
+    (
+        finetune_qa,
+        [{**ASKED[0], "answers": {"text": ["man"], "answer_start": [0]}}],
+        [],
+        "is not at 0, its answer_start",
+    ),
+    (finetune_qa, ASKED, ["--max_length", 64, "--stride", 60], "--max_length 64 has no room for a question of"),
+    (finetune_qa, ASKED, ["--train_sampling_strategy", "group_by_length"], "reorders the windows"),
+    (
+        finetune_choice,
+        [CHOSEN[0], {**CHOSEN[1], "choices": ["a", "b"]}],
+        [],
+        r"\[2, 3\] choices; they must have the same",
+    ),
+    (finetune_choice, [{**CHOSEN[0], "label": 3}], [], "holds 3; with 3 choices it must be 0 to 2"),
+    (train_sentence_embeddings, [{"sentence1": "a", "sentence2": "b", "label": 1}], [], "All training rows have .* 1"),
+]
+
+
+@pytest.mark.parametrize(("script", "rows", "arguments", "sentence"), REFUSED)
+def test_other_finetunings_refuse(finetune, tmp_path, script, rows, arguments, sentence):
+    with pytest.raises(SystemExit, match=sentence):
+        finetune(script, rows, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_tag_and_a_folder_that_is_not_empty_are_refused(finetune, tmp_path):
+    with pytest.raises(SystemExit, match="The tag 'B-ORG' occurs in the evaluation data only"):
+        finetune(finetune_tokens, TAGGED, validation=[{"tokens": ["a"], "tags": ["B-ORG"]}])
+    for script in (finetune_regression, finetune_tokens, finetune_qa, finetune_choice, train_sentence_embeddings):
+        with pytest.raises(SystemExit, match="already holds something: name another --output_dir"):
+            finetune(script, TAGGED, "--output_dir", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "sentence"),
+    [
+        (make_choices, ["--words", "9999"], "The texts hold 0 passages of 9999 words; 5 are needed"),
+        (make_choices, ["--choices", "1"], "--choices 1, --words 40 and --rows 8000 must be 2, 1 and 8 or more"),
+        (chinese_tokenizer, ["--vocab_file", "nowhere.txt"], r"nowhere\.txt is not there"),
+        (chinese_tokenizer, ["--vocab_file", "{folder}/books.txt"], r"books\.txt has no line \[PAD\]"),
+        (chinese_tokenizer, ["--words", "-1"], "--words is -1; it must be 0 or more"),
+    ],
+)
+def test_makers_refuse(folder, tmp_path, monkeypatch, script, arguments, sentence):
+    files = ["--train_file", folder / "books.txt"]
+    files += ["--validation_file", folder / "books.txt"] if script is make_choices else []
+    arguments = [argument.format(folder=folder) for argument in arguments]
+    with pytest.raises(SystemExit, match=sentence):
+        run_script(script, monkeypatch, *files, "--output_dir", tmp_path / "made", *arguments)
+    assert not (tmp_path / "made").exists()

@@ -1,0 +1,117 @@
+"""Trains sentence embeddings from any checkpoint with sentence-transformers: the mean of the last hidden states.
+
+python examples/train_sentence_embeddings.py --model runs/mlm/rotary --train_file stsb/train.jsonl \
+    --validation_file stsb/validation.jsonl --test_file stsb/test.jsonl --output_dir runs/sentences --num_train_epochs 3
+
+A row has two sentences and a number that grows with their similarity. The cosine of the two embeddings is trained to be
+that number, the training data's lowest as 0 and its highest as 1. Every option of
+`SentenceTransformerTrainingArguments` works. Spearman's and Pearson's correlation of cosine and number stand beside
+those before training. Writes a SentenceTransformer with `results.json`; it carries its code, for
+`trust_remote_code=True`.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from transformers import HfArgumentParser, set_seed
+
+from finetuning import load_splits, report
+from loading import DataArguments, load_tokenizer, require_fresh
+
+
+@dataclass
+class Arguments:
+    """The task's settings."""
+
+    model: str = field(metadata={"help": "The checkpoint to train: a folder or a Hub name."})
+    test_file: list[str] = field(default_factory=list, metadata={"help": "Evaluate on these too, after training."})
+    pair_column: str = field(default="sentence2", metadata={"help": "The column of the second sentence."})
+    label_column: str = field(default="label", metadata={"help": "The column of the similarity."})
+    max_length: int = field(default=128, metadata={"help": "Longer sentences are cut to so many tokens."})
+
+
+def build(model: str, max_length: int) -> SentenceTransformer:
+    """The checkpoint's encoder with the mean over its tokens."""
+    load_tokenizer(model)
+    try:
+        encoder = Transformer(model, max_seq_length=max_length)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{model!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    return SentenceTransformer(modules=[encoder, Pooling(encoder.get_embedding_dimension(), pooling_mode="mean")])
+
+
+def scale(splits: dict[str, Dataset], column: str) -> dict[str, Dataset]:
+    """The rows with numbers from 0, the training data's lowest, to 1, its highest."""
+    for rows in splits.values():
+        for value in rows[column]:
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise SystemExit(f"The column {column!r} holds {value!r}; every row needs a finite number.")
+    low, high = min(splits["train"][column]), max(splits["train"][column])
+    if low == high:
+        raise SystemExit(f"All training rows have the similarity {low}; two values or more are needed.")
+    return {
+        split: rows.map(lambda row: {"score": (row[column] - low) / (high - low)}, remove_columns=column, desc="scores")
+        for split, rows in splits.items()
+    }
+
+
+def correlations(model: SentenceTransformer, rows: Dataset) -> dict[str, float]:
+    """Spearman and Pearson of cosine and score."""
+    first, second, score = rows.column_names
+    evaluator = EmbeddingSimilarityEvaluator(
+        rows[first][:], rows[second][:], rows[score][:], main_similarity="cosine", show_progress_bar=True
+    )
+    found = evaluator(model)
+    return {name: float(found[f"{name}_cosine"]) for name in ("spearman", "pearson")}
+
+
+def train(
+    model: SentenceTransformer, splits: dict[str, Dataset], training: SentenceTransformerTrainingArguments
+) -> dict[str, dict[str, float]]:
+    """Trains, saves with `results.json`, and returns each split's correlations, those before training after them."""
+    held_out = {split: rows for split, rows in splits.items() if split != "train"}
+    before = {split: correlations(model, rows) for split, rows in held_out.items()}
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=training,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        loss=CosineSimilarityLoss(model),
+    )
+    trainer.train()
+    results = {
+        split: correlations(model, rows) | {f"{name}_before": value for name, value in before[split].items()}
+        for split, rows in held_out.items()
+    }
+    model.save_pretrained(training.output_dir)
+    (Path(training.output_dir) / "results.json").write_text(json.dumps(results, indent=2))
+    return results
+
+
+def main() -> None:
+    parser = HfArgumentParser((DataArguments, Arguments, SentenceTransformerTrainingArguments))
+    parser.set_defaults(text_column="sentence1", output_dir="runs/sentences", learning_rate=1e-4, warmup_steps=0.1)
+    parser.set_defaults(per_device_train_batch_size=32, eval_strategy="epoch", save_strategy="no", report_to="none")
+    parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available())
+    data, arguments, training = parser.parse_args_into_dataclasses()
+    require_fresh(training.output_dir)
+    columns = [data.text_column, arguments.pair_column, arguments.label_column]
+    splits = scale(load_splits(data, arguments.test_file, columns), arguments.label_column)
+    set_seed(training.seed)
+    report(train(build(arguments.model, arguments.max_length), splits, training))
+
+
+if __name__ == "__main__":
+    main()
