@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import os
 import platform
 from pathlib import Path
+from unittest.mock import patch
 
 import matplotlib
 import torch
@@ -12,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from . import cases
+from . import cases, linear
 from .groups import GROUPS, QUICK, measure_speed
 from .measure import in_fresh_process, peak_memory
 from .plots import draw
@@ -46,6 +48,8 @@ def main() -> None:
         results["rows"] = [row for row in results["rows"] if row["part"] != group]
         if group == "memory":
             measure_memory(results["memory"], arguments.longest)
+        elif group == "linear":
+            measure_linear(results, arguments)
         else:
             results["rows"] += in_fresh_process(measure_speed, group, arguments)
         path.write_text(json.dumps(results, indent=1))
@@ -62,6 +66,17 @@ def measure_memory(memory: dict, longest: int) -> None:
         memory[name] = {str(length): peak_memory(cases.memory_work, name, length) for length in lengths}
 
 
+def measure_linear(results: dict, arguments: argparse.Namespace) -> None:
+    """Time and peak memory by length, each in a process of its own, and FAVOR+'s error."""
+    results["linear"] = {}
+    for name in track(linear.MODELS, description="linear attention"):
+        memory = in_fresh_process(linear.peaks, name)
+        with patch.dict(os.environ, linear.ALLOCATOR):
+            seconds = in_fresh_process(linear.times, name, [*memory], arguments.rounds)
+        results["linear"][name] = {str(n): {"seconds": seconds[n], "megabytes": memory[n]} for n in memory}
+    results["favor"] = linear.favor_errors()
+
+
 def print_table(results: dict) -> None:
     table = Table(title="Times as fast as the other (cost over none: the other's time over that of none)")
     for column in ("scheme", "work", "against", "ratio", "quartiles", "goal", "seconds"):
@@ -74,10 +89,18 @@ def print_table(results: dict) -> None:
     Console().print(table)
     for name, figures in results["memory"].items():
         print(f"peak memory above the weights, MB: {name:10}", {k: round(v) for k, v in figures.items()})
+    for name, by_length in results.get("linear", {}).items():
+        figures = {n: f"{microseconds(n, x):.0f} us/token, {x['megabytes']:.0f} MB" for n, x in by_length.items()}
+        print(f"{name:16}", figures)
+
+
+def microseconds(length: str, figures: dict[str, float]) -> float:
+    """A token's share of a forward."""
+    return 1e6 * figures["seconds"] / int(length)
 
 
 def as_markdown(results: dict) -> str:
-    """The tables of speed and of memory."""
+    """The tables of speed, of memory and of linear attention."""
     lines = ["| scheme | work | against | ratio | quartiles | wanted |", "|---|---|---|---|---|---|"]
     for row in results["rows"]:
         goal = "" if row["goal"] is None else f"{row['goal']:.2f}"
@@ -88,6 +111,15 @@ def as_markdown(results: dict) -> str:
             lines += ["", f"| MB above the weights | {' | '.join(figures)} |", "|---" * (len(figures) + 1) + "|"]
         missing = " | " * (len(next(iter(results["memory"].values()))) - len(figures))
         lines.append(f"| {name} | {' | '.join(f'{value:,.0f}' for value in figures.values())}{missing} |")
+    for name, by_length in results.get("linear", {}).items():
+        if name == next(iter(results["linear"])):
+            lengths = list(by_length)
+            lines += ["", f"| us a token; MB | {' | '.join(lengths)} |", "|---" * (len(lengths) + 1) + "|"]
+        found = [
+            f"{microseconds(n, by_length[n]):.0f}; {by_length[n]['megabytes']:,.0f}" if n in by_length else ""
+            for n in lengths
+        ]
+        lines.append(f"| {name} | {' | '.join(found)} |")
     return "\n".join(lines) + "\n"
 
 

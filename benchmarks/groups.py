@@ -21,6 +21,7 @@ GROUPS = {
     "convert": lambda arguments: cases.converted(),
     "lengths": lambda arguments: cases.lengths(arguments.longest),
     "memory": None,
+    "linear": None,
 }
 QUICK = ("rotary", "real", "steps", "lengths")
 

@@ -7,7 +7,7 @@ from matplotlib.ticker import NullLocator
 
 
 def draw(results: dict, folder: Path) -> None:
-    """Writes speed_by_length.png, memory_by_length.png and scheme_cost.png, each where it has been measured."""
+    """Writes a picture of each part that has been measured: by length, by scheme, and of linear attention."""
     setting = f"base width, float32, {results['setting']['threads']} threads"
     rows = [row for row in results["rows"] if row["part"] == "lengths"]
     if rows:
@@ -44,6 +44,46 @@ def draw(results: dict, folder: Path) -> None:
         axes.set(xlabel="time of a forward over that of none", xlim=(0, max(costs) * 1.15))
         axes.set_title(f"Cost of each position scheme, 4x512\n{setting}")
         figure.savefig(folder / "scheme_cost.png", dpi=150)
+    if results.get("linear"):
+        draw_linear(results["linear"], folder / "linear_attention.png")
+        draw_favor(results["favor"], folder / "favor_error.png")
+
+
+def draw_linear(measured: dict, path: Path) -> None:
+    """Time a token and peak memory by length, side by side."""
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    lengths = [int(n) for n in max(measured.values(), key=len)]
+    for (name, figures), style in zip(measured.items(), ("o-", "o-", "s--", "s--"), strict=True):
+        longest = [int(n) for n in figures]
+        times = [1e6 * x["seconds"] / n for n, x in zip(longest, figures.values(), strict=True)]
+        for axes, values in zip(panels, (times, [x["megabytes"] for x in figures.values()]), strict=True):
+            axes.plot(longest, values, style, label=name)
+    for axes, what in zip(panels, ("microseconds a token", "MB above the weights"), strict=True):
+        axes.set(xscale="log", yscale="log", xlabel="tokens in one sequence", ylabel=what)
+        axes.set_xticks(lengths, [f"{n:,}" for n in lengths], minor=False)
+    panels[0].set_title("Time of a forward")
+    panels[1].set_title("Peak memory of a forward")
+    figure.suptitle("Rotary encoders, 2 layers x 256, float32, one thread")
+    for axes in panels:
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(alpha=0.3)
+    panels[0].legend()
+    figure.savefig(path, dpi=150)
+
+
+def draw_favor(errors: dict, path: Path) -> None:
+    """How near FAVOR+ is to softmax attention, by the number of its features."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for scale, by_features in errors.items():
+        counts = [int(n) for n in by_features]
+        axes.plot(counts, list(by_features.values()), "o-", label=f"queries and keys of deviation {scale}")
+    first = next(iter(errors.values()))
+    guide = [first[str(counts[0])] * (counts[0] / n) ** 0.5 for n in counts]
+    axes.plot(counts, guide, ":", color="gray", label="1 / square root of the features")
+    axes.set(xscale="log", yscale="log", xlabel="random features", ylabel="error over the size of the output")
+    axes.set_xticks(counts, [str(n) for n in counts], minor=False)
+    axes.set_title("FAVOR+ against softmax attention\n128 tokens, one head of 64, mean over 20 draws")
+    finish(figure, axes, path)
 
 
 def finish(figure, axes, path: Path) -> None:
