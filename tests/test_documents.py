@@ -179,9 +179,10 @@ def test_readme_blocks_run_as_pasted(tmp_path):
     assert "HfRopeForSequenceClassification" in outputs[1]
     assert "'rope_type': 'yarn'" in outputs[2]
     assert "tensor([[" in outputs[3]
-    assert "BertForMaskedLM" in outputs[4]
-    assert "fill-mask" in outputs[5]
-    assert len(outputs) == 6
+    assert "torch.Size([1, 20000, 64])" in outputs[4]
+    assert "BertForMaskedLM" in outputs[5]
+    assert "fill-mask" in outputs[6]
+    assert len(outputs) == 7
 
 
 def test_readme_example_of_a_scheme_works(monkeypatch):
