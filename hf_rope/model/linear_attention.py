@@ -149,8 +149,8 @@ class LinearState(DynamicLayer):
 
     def crop(self, tokens_to_remove):
         raise RuntimeError(
-            f"attention_type='linear' keeps sums over tokens, from which none of the last {abs(tokens_to_remove)} can "
-            "be taken away: use a way of generating that takes no token back."
+            "attention_type='linear' keeps sums over tokens, from which none can be taken away, as assisted "
+            "generation does: use a way of generating that takes none back."
         )
 
 
@@ -271,14 +271,14 @@ def linear_layout(
     Raises:
         ValueError: a mask of pairs, or a cache that cannot hold the sums.
     """
+    layout = Layout(position, [], cache=cache)
+    if layout.own_cache is not None:
+        hold_states(layout.own_cache, config.num_hidden_layers)
     if attention_mask is not None and attention_mask.ndim != 2:
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}, and attention_type='linear' computes no pairs "
             "for it to mask: pass one of shape (batch, length)."
         )
-    layout = Layout(position, [], cache=cache)
-    if layout.own_cache is not None:
-        hold_states(layout.own_cache, config.num_hidden_layers)
     keep = None if attention_mask is None else attention_mask[:, -x.shape[1] :].bool()
     batch, length = x.shape[:2]
     layout.groups.append(Group(batch, length, position_ids, keep, is_causal=config.is_decoder, segments=segments))

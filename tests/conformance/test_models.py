@@ -1,4 +1,4 @@
-"""transformers' common model and configuration tests, over native BERT and over every scheme and head."""
+"""transformers' common model, configuration and generation tests, over native BERT and over every scheme and head."""
 
 import unittest
 
@@ -17,7 +17,6 @@ ENCODER_HEADS = (
     transformers.AutoModelForMultipleChoice,
 )
 DECODER_HEADS = (transformers.AutoModel, transformers.AutoModelForCausalLM)
-ABOUT_SDPA = ("test_sdpa_can_dispatch_non_composite_models", "test_can_set_attention_dynamically")
 
 
 class Tester:
@@ -83,6 +82,20 @@ class EagerOnly:
                 model.set_attn_implementation("sdpa")
 
     test_sdpa_can_dispatch_non_composite_models = test_can_set_attention_dynamically = check_refusal
+    for name in ("test_sdpa_padding_matches_padding_free_with_position_ids", "test_eager_matches_sdpa_generate"):
+        if hasattr(GenerationTesterMixin, name):
+            vars()[name] = check_refusal
+
+
+class NoPacking:
+    """For native BERT, which takes packed sequences for one."""
+
+    def skip(self):
+        self.skipTest("BERT takes packed sequences for one.")
+
+    for name in dir(GenerationTesterMixin):
+        if name.endswith("_padding_matches_padding_free_with_position_ids"):
+            vars()[name] = skip
 
 
 def add_tests(name: str, config_class: type, **settings) -> None:
@@ -98,6 +111,8 @@ def add_tests(name: str, config_class: type, **settings) -> None:
             bases = (NoRotation, *bases)
         if scheme.attn_implementations(config_class(**settings)) == ("eager",):
             bases = (EagerOnly, *bases)
+    else:
+        bases = (NoPacking, *bases)
     classes = tuple(head._model_mapping[config_class] for head in heads)
     contents = {"config_class": config_class, "settings": settings, "all_model_classes": classes, "model_tester": None}
     globals()[name] = type(name, bases, contents)
