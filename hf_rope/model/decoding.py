@@ -50,6 +50,6 @@ def key_positions(position_ids: torch.Tensor, keep: torch.Tensor | None, past: i
         if bool(strays.any()):
             raise ValueError(
                 f"position_ids are {position_ids[strays.any(-1)][0].tolist()} where a cache is in use; with one, they "
-                "must count up by one: leave them out, or pass use_cache=False and all tokens."
+                "must count up by one: leave them out and pad on the left only, or pass use_cache=False and all tokens."
             )
     return torch.minimum((first + count).clamp(min=0), position_ids.amax(-1, keepdim=True))
