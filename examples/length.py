@@ -266,7 +266,7 @@ def draw(rows: dict[str, dict[str, list[float] | None]], trained: int, lengths: 
         everything += means
     least, most = min(everything), max(everything)
     axes.set(xscale="log", xlabel="tokens in one sequence", ylabel="masked-LM loss, nats a masked token")
-    axes.set_ylim(least - 0.1, min(most, least + 2.5) + 0.1)
+    axes.set_ylim(least - 0.1, min(most, least + 3.5) + 0.1)
     axes.set_xticks(lengths, [f"{n:,}" for n in lengths])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.axvline(trained, color="grey", linewidth=1, linestyle=":")
