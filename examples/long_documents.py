@@ -69,8 +69,9 @@ def run(data: DataArguments, arguments: Arguments, training: TrainingArguments) 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.json").write_text(json.dumps(settings, indent=1))
     results: dict[str, Any] = {"lengths": arguments.lengths, "accuracy": {}, "documents": len(splits["validation"])}
-    whole = [len(tokenizers[arguments.models[0]](text)["input_ids"]) for text in splits["validation"][data.text_column]]
-    results["whole"] = {str(n): sum(size <= n for size in whole) / len(whole) for n in arguments.lengths}
+    first = tokenizers[arguments.models[0]]
+    sizes = [len(first(text, verbose=False)["input_ids"]) for text in splits["validation"][data.text_column]]
+    results["whole"] = {str(n): sum(size <= n for size in sizes) / len(sizes) for n in arguments.lengths}
     for seed in arguments.seeds:
         for model, name in zip(arguments.models, names, strict=True):
             for length in arguments.lengths:
