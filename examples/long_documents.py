@@ -26,7 +26,7 @@ from transformers import AutoModel, HfArgumentParser, TrainingArguments
 import hf_rope  # noqa: F401  (registers hf_rope with the Auto classes)
 from finetune_classification import finetune
 from finetuning import load_pretrained, load_splits
-from length import check_folder
+from length import cell, check_folder
 from loading import DataArguments, load_tokenizer, parse_overrides
 
 
@@ -102,13 +102,6 @@ def as_markdown(results: dict[str, Any]) -> str:
     whole = [f"{results['whole'][n]:.0%}" for n in lengths]
     lines.append(f"| documents that are whole | {' | '.join(whole)} |")
     return "\n".join(lines) + "\n"
-
-
-def cell(accuracies: list[float] | None) -> str:
-    if not accuracies:
-        return "-"
-    spread = f" ({min(accuracies):.3f} to {max(accuracies):.3f})" if len(accuracies) > 1 else ""
-    return f"{statistics.mean(accuracies):.3f}{spread}"
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
