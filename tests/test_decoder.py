@@ -10,6 +10,7 @@ from transformers import BertTokenizer, DataCollatorForLanguageModeling, Encoder
 from helpers import CASES, tiny_model, token_ids
 from hf_rope import SCHEMES, HfRopeForCausalLM, HfRopeForMaskedLM, HfRopeModel
 from hf_rope.model import attention, position_base
+from hf_rope.model.decoding import CACHE
 from test_properties import (
     COMPUTED,
     LENGTH,
@@ -426,6 +427,16 @@ def test_cross_attention_sees_the_encoders_real_states_and_no_positions(implemen
     if implementation == "eager":
         assert [tuple(x.shape) for x in output.cross_attentions] == [(2, 4, 6, 5)] * 2
         assert not output.cross_attentions[0][0, ..., 3:].any()
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_cache_goes_by_both_of_its_names():
+    model, ids = decoder("rotary"), token_ids(1, 6)
+    with torch.no_grad():
+        caches = {name: model(ids[:, :5])[CACHE] for name in ("cache", "past_key_values")}
+        ways = [model(ids[:, 5:], **{name: cache}).logits for name, cache in caches.items()]
+        torch.testing.assert_close(ways[0], model(ids).logits[:, 5:], rtol=0, atol=1e-5)
+    assert torch.equal(*ways)
 
 
 def test_a_copied_decoder_shares_no_cache():

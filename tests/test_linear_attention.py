@@ -342,15 +342,15 @@ CALLS = {
     ),
     "a static cache": (
         lambda model: generate(model, IDS, cache_implementation="static"),
-        r"past_key_values are a StaticCache .*: leave them and cache_implementation out, or pass an empty DynamicCa",
+        r"The cache is a StaticCache .*: leave it and cache_implementation out, or pass an empty DynamicCa",
     ),
     "another static cache": (
         lambda model: model(IDS, past_key_values=StaticCache(model.config, 9)),
-        r"past_key_values are a StaticCache .* an empty DynamicCache\.",
+        r"The cache is a StaticCache .* an empty DynamicCache\.",
     ),
     "keys and values": (
         lambda model: model(IDS, past_key_values=decoder("rotary")(IDS).past_key_values),
-        r"past_key_values are a DynamicCache for 5 tokens' keys and values",
+        r"The cache is a DynamicCache for 5 tokens' keys and values",
     ),
     "an interface": (
         lambda model: model.set_attn_implementation("flex_attention"),

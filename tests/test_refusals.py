@@ -555,7 +555,7 @@ def checkpointed():
 DECODING = {
     "a cache in an encoder": (
         lambda: tiny_model("none")(IDS, past_key_values=DynamicCache()),
-        r"past_key_values are given and is_decoder is False: an encoder keeps no cache; leave them out, or set",
+        r"A cache is given and is_decoder is False: an encoder keeps none; leave it out, or set is_decoder=True\.",
     ),
     "an encoder's states without cross-attention": (
         lambda: decoder()(IDS, encoder_hidden_states=torch.zeros(2, 3, 32)),
@@ -571,7 +571,7 @@ DECODING = {
     ),
     "packed sequences after a cache": (
         cached(input_ids=IDS[:1], cu_seq_lens_q=torch.tensor([0, 3, 7])),
-        r"cu_seq_lens_q tells packed sequences apart, which cannot be continued: leave past_key_values out",
+        r"cu_seq_lens_q tells packed sequences apart, which cannot be continued: leave the cache out",
     ),
     "positions with gaps after a cache": (
         cached(input_ids=IDS[:, :2], position_ids=torch.tensor([[7, 9]])),
@@ -579,7 +579,7 @@ DECODING = {
     ),
     "a cache under checkpointing": (
         checkpointed,
-        r"past_key_values are given under gradient checkpointing, which would fill them twice: leave them out",
+        r"A cache is given under gradient checkpointing, which would fill it twice: leave it out, or call",
     ),
     "continuous batching": (
         lambda: decoder().set_attn_implementation("paged|sdpa"),

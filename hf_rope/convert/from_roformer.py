@@ -1,9 +1,12 @@
 """RoFormer (Su et al. 2021): `rotary`, interleaved. Not RoFormer-V2, which has no biases and another norm."""
 
 import torch
+import transformers
+from packaging.version import Version
 
 from ..model.position_base import sinusoid
 from .from_electra import check_summary, summary_settings
+from .report import Report
 from .source import (
     CLASSIFIERS,
     COMPUTED,
@@ -18,6 +21,8 @@ from .source import (
 )
 
 ANGLES = "encoder.embed_positions.weight"
+CAUSAL_SINCE = "5.18"
+"""The transformers whose native decoders are causal again."""
 
 
 class RoFormerSource(Source):
@@ -57,6 +62,7 @@ class RoFormerSource(Source):
         return found | (summary_settings(config) if head == "ForMultipleChoice" else {})
 
     def adapt(self, tensors, config, head, report):
+        note_decoder(config, report)
         if (table := tensors.pop(ANGLES, None)) is not None:
             sin, cos = sinusoid(torch.arange(len(table)), table.shape[1], torch.float32)
             difference = float((table.cpu().float() - torch.cat((sin, cos), -1)).abs().max())
@@ -73,3 +79,12 @@ class RoFormerSource(Source):
             tensors["sequence_summary.summary.bias"] = torch.zeros(size, dtype=weight.dtype, device=weight.device)
             for leaf in ("weight", "bias"):
                 report.new[f"sequence_summary.summary.{leaf}"] = "the identity: the source pools without a projection"
+
+
+def note_decoder(config, report: Report) -> None:
+    """Says where the native decoder of the transformers at hand computes something else."""
+    if config.is_decoder and Version(transformers.__version__) < Version(CAUSAL_SINCE):
+        report.notes.append(
+            f"A RoFormer decoder of transformers {transformers.__version__} sees later tokens, and hf_rope's does not: "
+            f"from transformers {CAUSAL_SINCE} on they are equal."
+        )

@@ -11,7 +11,7 @@ from ..model.configuration_hf_rope import HfRopeConfig
 from .checkpoint import read_checkpoint
 from .conversion import convert
 from .from_bert import BertSource
-from .from_roformer import ANGLES, RoFormerSource
+from .from_roformer import ANGLES, RoFormerSource, note_decoder
 from .pairing import change_pairing
 from .report import Report
 from .source import Source, rename
@@ -107,6 +107,7 @@ def bert_settings(config, head: str) -> dict[str, Any]:
 
 def roformer_settings(config, head: str, report: Report) -> dict[str, Any]:
     check_pooling(config, head)
+    note_decoder(config, report)
     need(config.type_vocab_size > 0, config, "type_vocab_size", "RoFormer has one token type at least")
     rope = config.rope_parameters
     plain = rope["rope_type"] == "default" and rope["rope_theta"] == 10000 and rope.get("partial_rotary_factor", 1) == 1

@@ -8,7 +8,15 @@ cache.
 import torch
 from torch.nn import functional as F
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.import_utils import is_tracing
+
+CACHE = "cache" if "cache" in CausalLMOutputWithCrossAttentions.__dataclass_fields__ else "past_key_values"
+"""The cache's name in outputs: `cache` from transformers 5.24 on, `past_key_values` before."""
+
+takes_cache = deprecate_kwarg("past_key_values", "5.15", new_name="cache")
+"""Makes a forward take `cache` by its older name too; in silence, as the version named is the oldest supported."""
 
 
 def new_cache(config) -> Cache:

@@ -100,8 +100,7 @@ def check_decoding(config, cache, encoder_hidden_states, bounds) -> None:
     """Refuses what only a decoder, or one with cross-attention, can read."""
     if cache is not None and not config.is_decoder:
         raise ValueError(
-            "past_key_values are given and is_decoder is False: an encoder keeps no cache; leave them out, or set "
-            "is_decoder=True."
+            "A cache is given and is_decoder is False: an encoder keeps none; leave it out, or set is_decoder=True."
         )
     if encoder_hidden_states is not None and not config.add_cross_attention:
         raise ValueError(
@@ -109,9 +108,7 @@ def check_decoding(config, cache, encoder_hidden_states, bounds) -> None:
             "configuration."
         )
     if bounds is not None and cache is not None:
-        raise ValueError(
-            "cu_seq_lens_q tells packed sequences apart, which cannot be continued: leave past_key_values out."
-        )
+        raise ValueError("cu_seq_lens_q tells packed sequences apart, which cannot be continued: leave the cache out.")
 
 
 def check_attentions(config, kwargs) -> None:

@@ -291,8 +291,8 @@ def hold_states(cache: Cache, layers: int) -> None:
         return
     if not isinstance(cache, DynamicCache) or cache.offloading or cache.get_seq_length():
         raise ValueError(
-            f"past_key_values are a {type(cache).__name__} for {cache.get_seq_length()} tokens' keys and values, and "
-            "attention_type='linear' keeps sums of constant size: leave them and cache_implementation out, or pass an "
+            f"The cache is a {type(cache).__name__} for {cache.get_seq_length()} tokens' keys and values, and "
+            "attention_type='linear' keeps sums of constant size: leave it and cache_implementation out, or pass an "
             "empty DynamicCache."
         )
     cache.layers = [LinearState() for _ in range(layers)]

@@ -33,7 +33,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention import Layout, attend, compact_layout, dense_layout, encoder_mask, interface
 from .bare import is_bare
 from .configuration_hf_rope import OLD_NAMES, HfRopeConfig
-from .decoding import cached_length, key_positions, new_cache
+from .decoding import CACHE, cached_length, key_positions, new_cache, takes_cache
 from .inputs import (
     check_attentions,
     check_bounds,
@@ -382,6 +382,7 @@ class HfRopeModel(HfRopePreTrainedModel):
     def set_input_embeddings(self, value):
         self.embeddings.word_embeddings = value
 
+    @takes_cache
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -393,7 +394,7 @@ class HfRopeModel(HfRopePreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
@@ -409,20 +410,21 @@ class HfRopeModel(HfRopePreTrainedModel):
                 up by one, and the cached tokens' positions are counted from them.
             encoder_hidden_states: (B, S, D), for a decoder with cross-attention, which is left out without them.
             encoder_attention_mask: (B, S), 1 at the real ones of these states.
-            past_key_values: what an earlier forward returned, holding P tokens; or an empty cache to fill.
+            cache: what an earlier forward returned, holding P tokens; or an empty one to fill. `past_key_values` is
+                another name of it.
             use_cache: whether to return the keys and values of all tokens, as projected; None for the configuration's.
             cu_seq_lens_q: (sequences + 1,) int, the bounds of the sequences packed in a batch of one row.
         """
         bounds = kwargs.get("cu_seq_lens_q")
-        check_decoding(self.config, past_key_values, encoder_hidden_states, bounds)
+        check_decoding(self.config, cache, encoder_hidden_states, bounds)
         check_attentions(self.config, kwargs)
-        if past_key_values is not None and self.gradient_checkpointing and self.training:
+        if cache is not None and self.gradient_checkpointing and self.training:
             raise ValueError(
-                "past_key_values are given under gradient checkpointing, which would fill them twice: leave them out, "
-                "or call gradient_checkpointing_disable()."
+                "A cache is given under gradient checkpointing, which would fill it twice: leave it out, or call "
+                "gradient_checkpointing_disable()."
             )
         batch, length = check_inputs(
-            self.config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, past_key_values
+            self.config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cache
         )
         source: Any = inputs_embeds if input_ids is None else input_ids
         keep = attention_mask.bool() if attention_mask is not None and attention_mask.ndim == 2 else None
@@ -433,14 +435,14 @@ class HfRopeModel(HfRopePreTrainedModel):
             segments = torch.bucketize(places, bounds[1:].to(places), right=True)[None]
             if position_ids is None:
                 position_ids = places - bounds.to(places)[segments]
-        elif position_ids is not None and past_key_values is None:
+        elif position_ids is not None and cache is None:
             segments = find_packed_sequences(position_ids, keep)
-        if use_cache and self.config.is_decoder and past_key_values is None and segments is None:
-            past_key_values = new_cache(self.config)
-        position_ids, of_keys = self.place(position_ids, keep, past_key_values, length, source.device)
+        if use_cache and self.config.is_decoder and cache is None and segments is None:
+            cache = new_cache(self.config)
+        position_ids, of_keys = self.place(position_ids, keep, cache, length, source.device)
 
         recorded = self.is_recorded(kwargs)
-        alone = past_key_values is None and encoder_hidden_states is None
+        alone = cache is None and encoder_hidden_states is None
         if alone and self.is_compact(attention_mask, keep, segments, source, recorded):
             keep = keep if keep is not None else torch.ones(batch, length, dtype=torch.bool, device=source.device)
             layout = compact_layout(self.position, self.config, keep, position_ids, segments)
@@ -455,7 +457,7 @@ class HfRopeModel(HfRopePreTrainedModel):
             x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, self.position)
             layout = ATTENTIONS[self.config.attention_type].dense_layout(
                 *(self.position, self.config, x, attention_mask, position_ids, segments, recorded),
-                *(past_key_values, of_keys),
+                *(cache, of_keys),
             )
             if encoder_hidden_states is not None:
                 layout.encoder_mask = encoder_mask(self.config, x, encoder_hidden_states, encoder_attention_mask)
@@ -468,10 +470,11 @@ class HfRopeModel(HfRopePreTrainedModel):
         for layer in self.layers:
             x = layer(x, layout, encoder_hidden_states, *plan)
         x = layout.pad(x, batch, length)
+        kept: dict[str, Any] = {CACHE: cache}
         return BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=x,
             pooler_output=self.pooler(x, attention_mask) if self.pooler is not None else None,
-            past_key_values=past_key_values,
+            **kept,
         )
 
     def place(self, position_ids, keep, cache, length: int, device) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -592,6 +595,7 @@ class HfRopeForCausalLM(HfRopeLM, GenerationMixin):
 
     needs_decoder = True
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
@@ -603,7 +607,7 @@ class HfRopeForCausalLM(HfRopeLM, GenerationMixin):
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[ForwardKwargs],
@@ -623,7 +627,7 @@ class HfRopeForCausalLM(HfRopeLM, GenerationMixin):
         with self.shared_weight(only_labelled and not self.model.is_recorded(kwargs)) as shared:
             outputs = self.model(
                 *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
-                *(encoder_hidden_states, encoder_attention_mask, past_key_values),
+                *(encoder_hidden_states, encoder_attention_mask, cache),
                 use_cache=use_cache,
                 **kwargs,
             )
@@ -643,7 +647,7 @@ class HfRopeForCausalLM(HfRopeLM, GenerationMixin):
         return CausalLMOutputWithCrossAttentions(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: getattr(outputs, CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
