@@ -226,6 +226,15 @@ def test_generation_with_other_caches_and_inputs(scheme):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
+def test_assisted_generation_gives_the_same_tokens(scheme):
+    """Whose cache grows by several tokens at once, and is cut back."""
+    model, ids = decoder(scheme), token_ids(1, PROMPT)
+    expected = generate(model, ids, do_sample=False)
+    for way in ({"assistant_model": decoder("none", num_hidden_layers=1)}, {"prompt_lookup_num_tokens": 2}):
+        assert torch.equal(generate(model, ids, do_sample=False, **way), expected)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_generation_with_a_hole_in_the_mask_is_the_same_without_a_cache(scheme):
     model, ids = decoder(scheme), token_ids(1, 9)
     mask = torch.tensor([[1, 1, 0, 1, 1, 0, 0, 1, 1]])
