@@ -22,7 +22,7 @@ test-slow: $(INSTALLED)
 conformance: $(INSTALLED) $(if $(CHECKOUT),,conformance-download)
 	$(VENV)/bin/python -m pip install --constraint constraints.txt parameterized
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_ROPE_CONFORMANCE=$(abspath $(or $(CHECKOUT),$(VENV)/conformance)) \
-		$(VENV)/bin/python -m pytest -n 2 -o addopts= -W ignore --tb=short tests/conformance
+		$(VENV)/bin/python -m pytest -n 2 -o addopts= -W always --disable-warnings --tb=short tests/conformance
 
 conformance-download: $(INSTALLED)
 	rm -rf $(VENV)/conformance

@@ -438,14 +438,14 @@ def test_cross_attention_sees_the_encoders_real_states_and_no_positions(implemen
         assert not output.cross_attentions[0][0, ..., 3:].any()
 
 
-@pytest.mark.filterwarnings("error")
-def test_the_cache_goes_by_both_of_its_names():
+def test_the_cache_goes_by_both_of_its_names(recwarn):
     model, ids = decoder("rotary"), token_ids(1, 6)
     with torch.no_grad():
         caches = {name: model(ids[:, :5])[CACHE] for name in ("cache", "past_key_values")}
         ways = [model(ids[:, 5:], **{name: cache}).logits for name, cache in caches.items()]
         torch.testing.assert_close(ways[0], model(ids).logits[:, 5:], rtol=0, atol=1e-5)
     assert torch.equal(*ways)
+    assert any("`past_key_values` is deprecated" in str(one.message) for one in recwarn) is (CACHE == "cache")
 
 
 def test_a_copied_decoder_shares_no_cache():

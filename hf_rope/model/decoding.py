@@ -15,8 +15,8 @@ from transformers.utils.import_utils import is_tracing
 CACHE = "cache" if "cache" in CausalLMOutputWithCrossAttentions.__dataclass_fields__ else "past_key_values"
 """The cache's name in outputs: `cache` from transformers 5.24 on, `past_key_values` before."""
 
-takes_cache = deprecate_kwarg("past_key_values", "5.15", new_name="cache")
-"""Makes a forward take `cache` by its older name too; in silence, as the version named is the oldest supported."""
+takes_cache = deprecate_kwarg("past_key_values", "6.0.0" if CACHE == "cache" else "0", new_name="cache")
+"""Makes a forward take `cache` by its older name too, with a warning where transformers no longer uses that."""
 
 
 def new_cache(config) -> Cache:
