@@ -289,6 +289,10 @@ def test_loss_and_gradients_of_training_are_those_of_the_full_logits(scheme):
     for output in outputs:
         torch.testing.assert_close(output.loss.double(), by_hand, rtol=0, atol=1e-5)  # taken in float32
     assert_same_gradients(ours, expected, 1e-6)
+    shifted = F.pad(labels[:, 1:], (0, 1), value=-100).masked_fill(mask == 0, -100)
+    for training, given in ((True, {"labels": ids}), (True, {}), (False, {"labels": ids})):
+        loss = model.train(training)(ids, mask, shift_labels=shifted, **given).loss
+        torch.testing.assert_close(loss.double(), by_hand, rtol=0, atol=1e-5)
     left = F.pad(ids[:1], (5, 0), value=7), F.pad(mask[:1], (5, 0)), F.pad(labels[:1], (5, 0), value=3)
     alone = model(ids[:1], labels=labels[:1]).loss
     torch.testing.assert_close(model(left[0], left[1], labels=left[2]).loss, alone, rtol=0, atol=1e-5)

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelForMaskedLM, DynamicCache
 
+from heads import HEADS
 from helpers import tiny_config, tiny_model, token_ids
 from hf_rope import (
     SCHEMES,
@@ -649,6 +650,17 @@ def test_misspelt_key_is_named_with_the_nearest_real_one(key, nearest, caplog):
         tiny_config("none", **{key: 1})
     assert [record.getMessage() for record in caplog.records] == [
         f"HfRopeConfig has no key {key!r}, and nothing reads it; the nearest real key is {nearest!r}."
+    ]
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_an_argument_that_nothing_reads_is_named(name, caplog):
+    model, unread = HEADS[name].build(), f"mask_of_{name}"
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            model(**HEADS[name].batch(), **{unread: True, f"no_{unread}": None})
+    assert [record.getMessage() for record in caplog.records] == [
+        f"The forward has no argument {unread!r}, and nothing reads it: correct its name, or leave it out."
     ]
 
 

@@ -1,9 +1,15 @@
 """Refuses inputs that the encoder cannot read, each in one sentence. Values are not read while a graph is traced."""
 
+from collections.abc import Collection, Mapping
+from typing import Any
+
 import torch
+from transformers.utils import logging
 from transformers.utils.import_utils import is_tracing
 
 from .decoding import cached_length
+
+logger: Any = logging.get_logger(__name__)
 
 
 def check_inputs(
@@ -45,6 +51,17 @@ def check_inputs(
         if position_ids.numel() and not is_tracing(position_ids) and int(position_ids.min()) < 0:
             raise ValueError(f"position_ids holds {int(position_ids.min())}; positions start at 0.")
     return batch, length
+
+
+def warn_unread(kwargs: Mapping[str, Any], known: Collection[str]) -> None:
+    """Warns, once each, of arguments that are given and that no forward reads, which `**kwargs` takes in silence."""
+    if is_tracing():
+        return
+    for key, value in kwargs.items():
+        if value is not None and key not in known:
+            logger.warning_once(
+                f"The forward has no argument {key!r}, and nothing reads it: correct its name, or leave it out."
+            )
 
 
 def check_bounds(bounds: torch.Tensor, batch: int, length: int) -> None:

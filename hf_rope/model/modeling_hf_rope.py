@@ -42,6 +42,7 @@ from .inputs import (
     check_inputs,
     check_kept,
     check_labels,
+    warn_unread,
 )
 from .linear_attention import FEATURE_MAPS, FeatureMap, linear_attend, linear_layout
 from .position_base import PositionScheme, find_packed_sequences
@@ -62,6 +63,12 @@ class ForwardKwargs(TypedDict, total=False):
     cu_seq_lens_k: torch.Tensor
     max_length_q: int
     max_length_k: int
+
+
+class CausalKwargs(ForwardKwargs, total=False):
+    """The same for the causal head; not by name in `forward`, since Trainer awaits every argument called labels."""
+
+    shift_labels: torch.Tensor
 
 
 class HfRopeEmbeddings(nn.Module):
@@ -416,6 +423,7 @@ class HfRopeModel(HfRopePreTrainedModel):
             cu_seq_lens_q: (sequences + 1,) int, the bounds of the sequences packed in a batch of one row.
         """
         bounds = kwargs.get("cu_seq_lens_q")
+        warn_unread(kwargs, ForwardKwargs.__annotations__)
         check_decoding(self.config, cache, encoder_hidden_states, bounds)
         check_attentions(self.config, kwargs)
         if cache is not None and self.gradient_checkpointing and self.training:
@@ -610,7 +618,7 @@ class HfRopeForCausalLM(HfRopeLM, GenerationMixin):
         cache: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs: Unpack[ForwardKwargs],
+        **kwargs: Unpack[CausalKwargs],
     ) -> CausalLMOutputWithCrossAttentions:
         """The other arguments are as for `HfRopeModel`.
 
@@ -618,12 +626,15 @@ class HfRopeForCausalLM(HfRopeLM, GenerationMixin):
             labels: (B, L) int64, as a rule the ids themselves: token i predicts label i + 1. -100 where no loss is
                 taken; padding predicts nothing.
             logits_to_keep: how many of the last tokens get logits, or their numbers; 0 for all. Not with labels.
+            shift_labels: (B, L) int64, in the place of `labels`: what token i predicts, or -100.
         """
-        if labels is not None:
+        following = kwargs.pop("shift_labels", None)
+        given = labels if following is None else following
+        if given is not None:
             check_kept(logits_to_keep)
-        if use_cache is None and (labels is not None or self.training):
+        if use_cache is None and (given is not None or self.training):
             use_cache = False
-        only_labelled = labels is not None and self.training and not is_tracing(labels)
+        only_labelled = given is not None and self.training and not is_tracing(given)
         with self.shared_weight(only_labelled and not self.model.is_recorded(kwargs)) as shared:
             outputs = self.model(
                 *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
@@ -632,9 +643,9 @@ class HfRopeForCausalLM(HfRopeLM, GenerationMixin):
                 **kwargs,
             )
         x, loss, logits = outputs.last_hidden_state, None, None
-        if labels is not None:
-            check_labels(labels, x)
-            following = next_labels(labels, attention_mask)
+        if given is not None:
+            check_labels(given, x)
+            following = next_labels(given, attention_mask) if following is None else following
             if only_labelled:
                 labelled = following != -100
                 loss = self.next_token_loss(self.lm_head(x[labelled], *shared), following[labelled], **kwargs)
@@ -654,7 +665,7 @@ class HfRopeForCausalLM(HfRopeLM, GenerationMixin):
         )
 
     def next_token_loss(self, logits: torch.Tensor, following: torch.Tensor, **kwargs) -> torch.Tensor:
-        return self.loss_function(logits, None, self.config.vocab_size, **{"shift_labels": following, **kwargs})
+        return self.loss_function(logits, None, self.config.vocab_size, shift_labels=following, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, mode, batch_size, max_cache_length):
         """As transformers' own; `generate` calls it before the first forward, with all lengths known.
