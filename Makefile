@@ -19,6 +19,7 @@ test-slow: $(INSTALLED)
 
 # transformers' common model tests, from the source distribution of the version installed here; a table of counts a scheme.
 # CHECKOUT=folder takes them from a checkout of that version instead, and with them the tests of generation.
+# Warnings are let through, since some of the tests wait for one.
 conformance: $(INSTALLED) $(if $(CHECKOUT),,conformance-download)
 	$(VENV)/bin/python -m pip install --constraint constraints.txt parameterized
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_ROPE_CONFORMANCE=$(abspath $(or $(CHECKOUT),$(VENV)/conformance)) \
