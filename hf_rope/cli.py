@@ -76,7 +76,7 @@ def run(make: Callable[[], tuple[PreTrainedModel, Report]], source: str, target:
             f"--check compares equal models, and position {report.scheme!r} is new: convert without --check."
         )
     if check:
-        greatest, size = check_against_source(source, model, tokenizer)
+        greatest, size = check_against_source(source, model)
         found = f"The greatest difference from the source's own class is {greatest:.2g}, of outputs up to {size:.2g}"
         if not equal(greatest, size):
             raise ValueError(f"{found}; {LIMIT * max(1, size):.2g} is allowed, so nothing is written.")

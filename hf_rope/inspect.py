@@ -18,7 +18,7 @@ from .convert import convert
 from .convert.checkpoint import read_tokenizer
 from .model.configuration_hf_rope import HfRopeConfig
 from .model.modeling_hf_rope import HfRopeModel
-from .model.position_base import PositionScheme
+from .model.position_base import Places, PositionScheme
 from .model.positions import SCHEMES
 
 TERMS = ("content-content", "content-position", "position-content", "position-position", "rotation")
@@ -224,13 +224,15 @@ def score_terms(
     if position_ids is None:
         position_ids = torch.arange(input_ids.shape[1])[None]
     states = encoder(input_ids, position_ids=position_ids, output_hidden_states=True).hidden_states
-    plan = encoder.position.plan(position_ids, position_ids, states[0].dtype)
+    places = Places(position_ids, position_ids)
+    words = encoder.embeddings(input_ids, None, None)
+    _, shared, (pairs,) = encoder.position(words, position_ids, places, [places])
     content, added = split_embeddings(encoder, input_ids, position_ids)
     terms = []
     for layer, x in zip(encoder.layers, states[:-1], strict=True):
         attn: Any = layer.attention
         parts = (content, added) if attn.layer_idx == 0 else (x, torch.zeros_like(x))
-        terms.append(layer_terms(encoder.position, attn, plan, *parts))
+        terms.append(layer_terms(attn, shared, pairs, *parts))
     return {name: torch.stack([layer[name][0] for layer in terms]) for name in TERMS}
 
 
@@ -242,35 +244,27 @@ def split_embeddings(
     The LayerNorm is linear once its divisor is given, the standard deviation of words and positions together: each part
     less its own mean, over that divisor. The norm's bias and the projection's are content, as the token types are.
     """
-    parts: Any = encoder.embeddings
-    words = parts.word_embeddings(input_ids)
-    if parts.token_type_embeddings is not None:
-        words = words + parts.token_type_embeddings.weight[0]
+    norm, project = encoder.embedding_norm, encoder.embedding_projection
+    words = encoder.embeddings(input_ids, None, None)
     both = encoder.position.embed(words, position_ids)
-    scale = parts.norm.weight / (both.var(-1, correction=0, keepdim=True) + parts.norm.eps).sqrt()
+    scale = norm.weight / (both.var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
     content, added = ((x - x.mean(-1, keepdim=True)) * scale for x in (words, both - words))
-    return parts.projection(content + parts.norm.bias), parts.projection(added) - parts.projection(0 * added)
+    return project(content + norm.bias), project(added) - project(0 * added)
 
 
-def layer_terms(position: PositionScheme, attn, plan, content, added) -> dict[str, torch.Tensor]:
-    """The terms of one layer, (1, H, L, L), from its input's parts, (1, L, D) each."""
-    plan = position.layer_plan(plan, attn)
-
-    def by_head(x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (attn.num_heads, attn.head_dim)).transpose(1, 2)
+def layer_terms(attn, shared, pairs, content: torch.Tensor, added: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The terms of one layer, (1, H, L, L), from its input's parts, (1, L, D) each, and what its scheme shares."""
 
     def product(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        return position.scaling() * query @ key.transpose(-1, -2)
+        return attn.position.scaling() * query @ key.transpose(-1, -2)
 
     def score(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        term = position.score_term(query, key, plan, attn)
-        turned_query, turned_key, _ = position.rotate(query, key, key, plan, attn)
-        return product(turned_query, turned_key) + (0 if term is None else term)
+        states = attn.place(query, key, key, shared)
+        term = attn.position.score_term(states, pairs)
+        return product(states.query, states.key) + (0 if term is None else term)
 
-    q, k = (by_head(project(content)) for project in (attn.project_query, attn.project_key))
-    q_added, k_added = (
-        by_head(project(added) - project(0 * added)) for project in (attn.project_query, attn.project_key)
-    )
+    q, k = (attn.by_head(project(content)) for project in (attn.query, attn.key))
+    q_added, k_added = (attn.by_head(project(added) - project(0 * added)) for project in (attn.query, attn.key))
     zero = torch.zeros_like(q)
     constant = score(zero, zero)
     terms = {

@@ -1,8 +1,8 @@
 """Every scheme's formula as plain loops over i and j, from the papers; nothing here is fast or shared with the package.
 
 Each scheme gives `score(p, layer, head, i, j, q, k, n)`: s_ij before the softmax, from one head's query and key
-vectors, where p is the module that holds the positional weights and n the sequence's length (largest position plus
-one). APE schemes give `embed(p, x, i)`; shaw gives `value`.
+vectors, where p is the module that holds the positional weights of all layers, layer the attention with those of its
+own, and n the sequence's length (largest position plus one). APE schemes give `embed(p, x, i)`; shaw gives `value`.
 """
 
 import cmath
@@ -40,20 +40,20 @@ def shaw_row(p, i, j):
 
 
 def shaw_score(p, layer, head, i, j, q, k, n):
-    return q @ (k + p.relative_keys[layer, shaw_row(p, i, j)]) / math.sqrt(len(q))
+    return q @ (k + layer.position.relative_keys.weight[shaw_row(p, i, j)]) / math.sqrt(len(q))
 
 
 def shaw_value(p, layer, i, j, v):
-    return v + p.relative_values[layer, shaw_row(p, i, j)] if p.options.relative_values else v
+    return v + layer.position.relative_values.weight[shaw_row(p, i, j)] if p.options.relative_values else v
 
 
 def relative_key_score(p, layer, head, i, j, q, k, n):
-    a = p.distance_embeddings[layer, i - j + p.config.max_position_embeddings - 1]
+    a = layer.position.distance_embeddings.weight[i - j + p.config.max_position_embeddings - 1]
     return (q @ k + q @ a) / math.sqrt(len(q))
 
 
 def relative_key_query_score(p, layer, head, i, j, q, k, n):
-    a = p.distance_embeddings[layer, i - j + p.config.max_position_embeddings - 1]
+    a = layer.position.distance_embeddings.weight[i - j + p.config.max_position_embeddings - 1]
     return (q @ k + q @ a + k @ a) / math.sqrt(len(q))
 
 
@@ -61,8 +61,8 @@ def transformer_xl_score(p, layer, head, i, j, q, k, n):
     width, d = p.config.hidden_size, len(q)
     angles = [(i - j) / 10000 ** (2 * t / width) for t in range(width // 2)]
     r = torch.tensor([math.sin(a) for a in angles] + [math.cos(a) for a in angles], dtype=q.dtype)
-    r = (p.projections[layer].weight @ r)[head * d : (head + 1) * d]
-    u, v = p.content_bias[layer, head], p.position_bias[layer, head]
+    r = (layer.position.relative @ r)[head * d : (head + 1) * d]
+    u, v = layer.position.content_bias[head], layer.position.position_bias[head]
     return ((q + u) @ k + (q + v) @ r) / math.sqrt(d)
 
 
@@ -115,21 +115,17 @@ def deberta_row(p, i, j):
 
 
 def deberta_score(p, layer, head, i, j, q, k, n):
-    d, row, weight, bias = len(q), p.embeddings.weight[deberta_row(p, i, j)], *p.reference_qkv[layer]
+    d, row = len(q), p.embeddings.weight[deberta_row(p, i, j)]
     size = len(row)
     if p.options.norm_rel_ebd:
         row = F.layer_norm(row, (size,), p.norm.weight, p.norm.bias, p.norm.eps)
     score = q @ k
     if "c2p" in p.options.pos_att_type:
-        key = (weight[size : 2 * size], bias[size : 2 * size])
-        if not p.options.share_att_key:
-            key = (p.key_projections[layer].weight, p.key_projections[layer].bias)
-        score = score + q @ (key[0] @ row + key[1])[head * d : (head + 1) * d]
+        key = layer.key if p.options.share_att_key else layer.position.key_projection
+        score = score + q @ (key.weight @ row + key.bias)[head * d : (head + 1) * d]
     if "p2c" in p.options.pos_att_type:
-        query = (weight[:size], bias[:size])
-        if not p.options.share_att_key:
-            query = (p.query_projections[layer].weight, p.query_projections[layer].bias)
-        score = score + k @ (query[0] @ row + query[1])[head * d : (head + 1) * d]
+        query = layer.query if p.options.share_att_key else layer.position.query_projection
+        score = score + k @ (query.weight @ row + query.bias)[head * d : (head + 1) * d]
     return score / math.sqrt(d * (1 + len(p.options.pos_att_type)))
 
 
@@ -189,15 +185,15 @@ def encode(model, input_ids, position_ids):
 
 def encode_one(model, ids, at):
     p, scheme, n = model.position, model.config.position_embedding_type, max(at) + 1
-    p.reference_qkv = [(layer.attention.qkv.weight, layer.attention.qkv.bias) for layer in model.layers]
     embeddings, size = model.embeddings, model.config.hidden_size
     x = embeddings.word_embeddings.weight[ids] + embeddings.token_type_embeddings.weight[0]
     if scheme in EMBEDS:
         x = torch.stack([EMBEDS[scheme](p, row, i) for row, i in zip(x, at, strict=True)])
-    x = embeddings.projection(embeddings.norm(x))
+    x = model.embedding_projection(model.embedding_norm(x))
     heads, d = model.config.num_attention_heads, size // model.config.num_attention_heads
-    for number, layer in enumerate(model.layers):
-        q, k, v = (layer.attention.qkv(x)[:, part * size : (part + 1) * size] for part in range(3))
+    for layer in model.layers:
+        attn = layer.attention
+        q, k, v = attn.query(x), attn.key(x), attn.value(x)
         out = torch.zeros_like(x)
         for head in range(heads):
             part = slice(head * d, (head + 1) * d)
@@ -206,17 +202,17 @@ def encode_one(model, ids, at):
                 seen = list(enumerate(at))[: a + 1] if model.config.is_decoder else list(enumerate(at))
                 if model.config.attention_type == "linear":
                     pairs = [(j, k[b, part]) for b, j in seen]
-                    weights = linear_weights(p, layer.attention, i, q[a, part], pairs, n)
+                    weights = linear_weights(p, attn, i, q[a, part], pairs, n)
                 else:
-                    row = [score(p, number, head, i, j, q[a, part], k[b, part], n) for b, j in seen]
+                    row = [score(p, attn, head, i, j, q[a, part], k[b, part], n) for b, j in seen]
                     weights = torch.stack(row).softmax(0)
                 for b, j in seen:
                     value = v[b, part]
                     if scheme == "shaw":
-                        value = shaw_value(p, number, i, j, value)
+                        value = shaw_value(p, attn, i, j, value)
                     if scheme == "rotary" and p.options.rotary_value:
                         value = rotary_turn(p, value, j, n)
                     out[a, part] += weights[b] * value
-        x = layer.attention_norm(x + layer.attention.output(out))
+        x = layer.attention_norm(x + attn.output(out))
         x = layer.output_norm(x + layer.output(F.gelu(layer.intermediate(x))))
     return x

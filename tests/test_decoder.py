@@ -9,8 +9,8 @@ from transformers import BertTokenizer, DataCollatorForLanguageModeling, Encoder
 
 from helpers import CASES, tiny_model, token_ids
 from hf_rope import SCHEMES, HfRopeForCausalLM, HfRopeForMaskedLM, HfRopeModel
-from hf_rope.model import attention, position_base
-from hf_rope.model.decoding import CACHE
+from hf_rope.model import relative
+from hf_rope.model.versions import CACHE
 from test_properties import (
     COMPUTED,
     LENGTH,
@@ -24,7 +24,7 @@ from test_properties import (
 
 PROMPT = 5
 CHUNKS = {"one by one": [PROMPT] + [1] * (LENGTH - PROMPT), "in pieces": [3, 7, 1, 2, 7], "at once": [LENGTH]}
-QUICK = {next(s for s in SCHEMES if SCHEMES[s].by_content), next(s for s in SCHEMES if SCHEMES[s].rotates)}
+QUICK = {next(s for s in SCHEMES if SCHEMES[s].score == "content"), next(s for s in SCHEMES if SCHEMES[s].rotates)}
 COMPILED = {s: s if s in QUICK else pytest.param(s, marks=pytest.mark.slow) for s in SCHEMES}
 
 
@@ -136,10 +136,8 @@ def test_computing_few_rows_of_a_decoder_at_once_changes_nothing(case, monkeypat
     model, ids = decoder(case, HfRopeModel), token_ids(3, LENGTH)
     target, outputs, gradients = torch.randn(3, LENGTH, 1), [], []
     for scores, rows in ((2**22, 64), (1, 7), (1, 1)):
-        monkeypatch.setattr(attention, "SCORES_AT_ONCE", scores)
-        monkeypatch.setattr(position_base, "SCORES_AT_ONCE", scores)
-        monkeypatch.setattr(attention, "ROWS_AT_ONCE", rows)
-        monkeypatch.setattr(position_base, "ROWS_AT_ONCE", rows)
+        monkeypatch.setattr(relative, "SCORES_AT_ONCE", scores)
+        monkeypatch.setattr(relative, "ROWS_AT_ONCE", rows)
         outputs.append(model(ids, use_cache=False).last_hidden_state)
         gradients.append(gradients_of(model, (outputs[-1] * target).sum()))
     for few in (1, 2):

@@ -184,11 +184,11 @@ def test_a_lora_adapter_is_trained_saved_loaded_and_merged(scheme, encoded, batc
 
 
 def test_lora_takes_layers_by_name():
-    names = ["qkv", "intermediate", "output"]
+    names = ["query", "value", "intermediate", "output"]
     lora = LoraConfig(task_type="SEQ_CLS", target_modules=names)
     adapted = get_peft_model(tiny_model("rotary", HfRopeForSequenceClassification), lora)
     assert {name.split(".")[-1] for name in adapted.targeted_module_names} == {*names}
-    assert len(adapted.targeted_module_names) == 4 * SIZES["num_hidden_layers"]  # attention has an output, too
+    assert len(adapted.targeted_module_names) == 5 * SIZES["num_hidden_layers"]  # attention has an output, too
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -273,7 +273,7 @@ def test_dynamic_int8_is_close_and_small(scheme, batch, tmp_path, record_propert
     record_property("int8, size of the file as a part of the float one's", sizes[1] / sizes[0])
     assert cosine > 0.99
     assert sizes[1] < 0.8 * sizes[0]
-    assert type(small.model.layers[0].attention.qkv) is not torch.nn.Linear
+    assert type(small.model.layers[0].attention.query) is not torch.nn.Linear
 
 
 def test_gradient_checkpointing_in_trainer_gives_the_same_losses(encoded, tokenizer, tmp_path):

@@ -71,16 +71,15 @@ def test_terms_are_those_of_the_formula(case, layer):
     model, ids, head, length = eager_model(case), token_ids(1, 4), 2, 4
     position, config, attn = model.position, model.config, model.layers[layer].attention
     formula = reference.SCORES.get(config.position_embedding_type, reference.none_score)
-    position.reference_qkv = [(part.attention.qkv.weight, part.attention.qkv.bias) for part in model.layers]
     terms = score_terms(model, ids)
     with torch.no_grad():
         content = model(ids, output_hidden_states=True).hidden_states[layer]
         added = torch.zeros_like(content)
         if layer == 0:
             content, added = split_embeddings(model, ids, torch.arange(length)[None])
-        weights, biases = (x.unflatten(0, (3, attn.num_heads, -1))[:2, head] for x in (attn.qkv.weight, attn.qkv.bias))
+        rows = slice(head * attn.head_dim, (head + 1) * attn.head_dim)
         (q, k), (p, r) = (
-            [x[0] @ w.T + bias * b for w, b in zip(weights, biases, strict=True)]
+            [x[0] @ part.weight[rows].T + bias * part.bias[rows] for part in (attn.query, attn.key)]
             for x, bias in ((content, 1), (added, 0))
         )
         zero = torch.zeros_like(q[0])
@@ -88,10 +87,10 @@ def test_terms_are_those_of_the_formula(case, layer):
             for j in range(length):
 
                 def score(query, key, i=i, j=j):
-                    return float(formula(position, layer, head, i, j, query, key, length))
+                    return float(formula(position, attn, head, i, j, query, key, length))
 
                 def plain(query, key):
-                    return position.scaling() * float(query @ key)
+                    return attn.position.scaling() * float(query @ key)
 
                 neither = score(zero, zero)
                 expected = {
@@ -118,9 +117,9 @@ def test_embeddings_split_into_words_and_positions(case):
             words = parts.word_embeddings.weight[ids[0, place]] + parts.token_type_embeddings.weight[0]
             row = embed(model.position, torch.zeros_like(words), i)
             deviation = ((words + row).var(correction=0) + config.layer_norm_eps).sqrt()
-            expected = parts.norm.weight * (row - row.mean()) / deviation
+            expected = model.embedding_norm.weight * (row - row.mean()) / deviation
             if config.embedding_size != config.hidden_size:
-                expected = parts.projection.weight @ expected
+                expected = model.embedding_projection.weight @ expected
             torch.testing.assert_close(added[0, place], expected, rtol=0, atol=1e-9)
     torch.testing.assert_close(content + added, x, rtol=0, atol=1e-9)
 

@@ -74,7 +74,7 @@ def test_very_large_and_very_different_keys_give_no_nan_and_reach_no_other_token
     model, ids = tiny_model(case, is_decoder=is_decoder, use_cache=False), token_ids(2, LENGTH)
     with torch.no_grad():
         for layer in model.layers:
-            layer.attention.qkv.weight[32:64] *= 60
+            layer.attention.key.weight *= 60
     outputs = {dtype: copy.deepcopy(model).to(dtype)(ids).last_hidden_state for dtype in (torch.float, torch.double)}
     assert outputs[torch.float].isfinite().all()
     alone = model(ids[:1, : LENGTH // 2] if is_decoder else ids[:1]).last_hidden_state[0]
@@ -254,7 +254,7 @@ def test_a_checkpoint_with_softmax_loads_with_linear_attention(tmp_path):
     model, ids = tiny_model("rotary"), token_ids(2, 9)
     model.save_pretrained(tmp_path)
     loaded = HfRopeModel.from_pretrained(tmp_path, num_features=8, **FAVOR)
-    assert torch.equal(loaded.layers[0].attention.qkv.weight, model.layers[0].attention.qkv.weight)
+    assert torch.equal(loaded.layers[0].attention.query.weight, model.layers[0].attention.query.weight)
     assert torch.equal(projections(loaded)[1], projections(HfRopeModel(loaded.config))[1])
     back = HfRopeModel.from_pretrained(tmp_path, attention_type="softmax")
     assert torch.equal(back(ids).last_hidden_state, model(ids).last_hidden_state)

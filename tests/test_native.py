@@ -9,7 +9,6 @@ from transformers.models.xlnet.modeling_xlnet import XLNetLayer, XLNetModel
 
 from benchmarks import native
 from helpers import tiny_model, token_ids
-from hf_rope.model.attention import Group, Layout
 
 SIZES = {
     "vocab_size": 99,
@@ -69,30 +68,33 @@ def test_transformer_xl_equals_xlnet_in_both_directions():
     torch.manual_seed(0)
     config = XLNetConfig(vocab_size=99, d_model=32, n_layer=1, n_head=4, d_inner=48, attn_type="bi", dropout=0.0)
     config.layer_norm_eps = 1e-12
-    theirs, model = XLNetLayer(config), tiny_model("transformer_xl")
-    ours, position = model.layers[0], model.position
+    theirs, model = XLNetLayer(config), tiny_model("transformer_xl", num_hidden_layers=1, type_vocab_size=0)
+    model.embedding_norm = torch.nn.Identity()
+    ours = model.layers[0]
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.copy_(0.3 * torch.randn_like(parameter))
         attention, size = theirs.rel_attn, 32
-        projections = (attention.q, attention.k, attention.v)
-        ours.attention.qkv.weight.copy_(torch.cat([weight.view(size, size).T for weight in projections]))
-        ours.attention.output.weight.copy_(attention.o.view(size, size))
-        ours.attention.qkv.bias.zero_(), ours.attention.output.bias.zero_()
-        position.projections[0].weight.copy_(attention.r.view(size, size).T)
-        position.content_bias[0], position.position_bias[0] = attention.r_w_bias, attention.r_r_bias
-        for mine, other in (
+        mine = ours.attention
+        for module, weight in ((mine.query, attention.q), (mine.key, attention.k), (mine.value, attention.v)):
+            module.weight.copy_(weight.view(size, size).T), module.bias.zero_()
+        mine.output.weight.copy_(attention.o.view(size, size)), mine.output.bias.zero_()
+        mine.position.relative.copy_(attention.r.view(size, size).T)
+        mine.position.content_bias.copy_(attention.r_w_bias), mine.position.position_bias.copy_(attention.r_r_bias)
+        for module, other in (
             (ours.attention_norm, attention.layer_norm),
             (ours.intermediate, theirs.ff.layer_1),
             (ours.output, theirs.ff.layer_2),
             (ours.output_norm, theirs.ff.layer_norm),
         ):
-            mine.load_state_dict(other.state_dict())
+            module.load_state_dict(other.state_dict())
     x = torch.randn(2, 30, size)
     r = XLNetModel(config).relative_positional_encoding(30, 30, bsz=2)
     expected = theirs(x.transpose(0, 1), None, None, None, r, None)[0].transpose(0, 1)
-    layout = Layout(position, [Group(2, 30, torch.arange(30)[None])])
-    torch.testing.assert_close(ours(x, layout, None, *layout.plan(x.dtype)), expected, rtol=0, atol=1e-5)
+    apart = torch.arange(30) + torch.tensor([[0], [11]])
+    for position_ids in (None, apart):  # the latter takes the way of positions whose differences are not known
+        found = model(inputs_embeds=x, position_ids=position_ids).last_hidden_state
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_sinusoidal_equals_roformers_table_up_to_the_order_of_columns():

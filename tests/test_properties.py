@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from helpers import CASES, tiny_config, tiny_model, token_ids
 from hf_rope import SCHEMES, HfRopeForMaskedLM, HfRopeForSequenceClassification, HfRopeModel
-from hf_rope.model import attention, position_base
+from hf_rope.model import relative
 from hf_rope.model.modeling_hf_rope import ATTENTIONS
 
 LENGTH = 20
@@ -156,10 +156,8 @@ def test_computing_few_sequences_and_few_rows_at_once_changes_nothing(case, stri
     at, target = stride * torch.arange(LENGTH)[None], torch.randn(5, LENGTH, 1)
     outputs, gradients = [], []
     for scores, rows in ((2**22, 64), (1, 7), (1, 1)):
-        monkeypatch.setattr(attention, "SCORES_AT_ONCE", scores)
-        monkeypatch.setattr(position_base, "SCORES_AT_ONCE", scores)
-        monkeypatch.setattr(attention, "ROWS_AT_ONCE", rows)
-        monkeypatch.setattr(position_base, "ROWS_AT_ONCE", rows)
+        monkeypatch.setattr(relative, "SCORES_AT_ONCE", scores)
+        monkeypatch.setattr(relative, "ROWS_AT_ONCE", rows)
         outputs.append(model(ids, position_ids=at).last_hidden_state)
         gradients.append(gradients_of(model, (outputs[-1] * target).sum()))
         recorded = model(ids, position_ids=at, output_hidden_states=True).last_hidden_state

@@ -475,9 +475,13 @@ OTHER_OPTIONS = {
     "shaw without values": (
         "shaw",
         {"relative_values": False},
-        r"the checkpoint also has model\.position\.relative_values",
+        r"the checkpoint also has model\.layers\.0\.attention\.position\.relative_values",
     ),
-    "deberta's own projections": ("deberta", {"share_att_key": False}, r"lacks position\.key_projections\.0\.bias"),
+    "deberta's own projections": (
+        "deberta",
+        {"share_att_key": False},
+        r"lacks layers\.0\.attention\.position\.key_projection\.bias",
+    ),
 }
 
 

@@ -7,6 +7,7 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .checkpoint import read_tokenizer
 from .source import RELATIVE_KEYS
 from .weights import HEADS
 
@@ -19,7 +20,10 @@ LIMIT = 1e-5
 
 
 def sample(config, tokenizer=None, head: str = "Model") -> dict[str, torch.Tensor]:
-    """Two sequences of different lengths, padded on the right; as two choices of one example for multiple choice."""
+    """Two sequences of different lengths, padded on the right; as two choices of one example for multiple choice.
+
+    The tokenizer is changed: it keeps how it padded and truncated, and saves it.
+    """
     if tokenizer is not None and tokenizer.pad_token is not None:
         tokenizer.padding_side = "right"
         batch = dict(tokenizer(list(TEXTS), padding=True, truncation=True, max_length=64, return_tensors="pt"))
@@ -56,7 +60,7 @@ def equal(greatest: float, size: float) -> bool:
     return greatest <= LIMIT * max(1.0, size)
 
 
-def check_against_source(name: str, model: PreTrainedModel, tokenizer=None) -> tuple[float, float]:
+def check_against_source(name: str, model: PreTrainedModel) -> tuple[float, float]:
     """`difference` of a source, loaded with its own class, and what it was converted to, both in float32.
 
     Raises:
@@ -74,4 +78,4 @@ def check_against_source(name: str, model: PreTrainedModel, tokenizer=None) -> t
         class_name = "AutoModel" + head.removeprefix("Model")
     native = getattr(transformers, class_name)
     source = native.from_pretrained(name, dtype=torch.float32).eval()
-    return difference(source, copy.deepcopy(model).float(), sample(source.config, tokenizer, head))
+    return difference(source, copy.deepcopy(model).float(), sample(source.config, read_tokenizer(name), head))

@@ -15,7 +15,7 @@ from .pairing import change_pairing
 from .report import Report
 from .source import Source, rename
 from .sources import SOURCES
-from .weights import HEAD_PARTS, HEADS, parts
+from .weights import HEAD_PARTS, HEADS, is_positional, named_tensors
 
 OWN_SETTINGS = {
     *("embedding_size", "position_embedding_type", "position_options", "rope_parameters", "classifier_pooling"),
@@ -79,9 +79,10 @@ def convert_with_report(
             f"The source's positions are {old!r} with {own.position_options}: the model needs training before it is of "
             "use."
         )
-        for key in [key for key in tensors if key.startswith("position.")]:
+        for key in [key for key in tensors if is_positional(key)]:
             del tensors[key]
-            report.dropped[origin[key]] = f"positions of {old!r}"
+            if report.new.pop(key, None) is None:  # else the source does not have it
+                report.dropped[origin[key]] = f"positions of {old!r}"
 
     model_class = getattr(modeling_hf_rope, HEADS[head])
     pooler = {"add_pooling_layer": "pooler.dense.weight" in tensors} if head == "Model" else {}
@@ -120,7 +121,7 @@ def shared_settings(config) -> dict[str, Any]:
 
 
 def renamed_tensors(checkpoint: Checkpoint, source: Source, head: str, report: Report) -> tuple[dict, dict[str, str]]:
-    """The tensors under the names of `weights.parts`, and what the source calls each of them.
+    """The tensors under the names of `weights.named_tensors`, and what the source calls each of them.
 
     Raises:
         ValueError: a tensor that the source's architecture does not have.
@@ -185,7 +186,7 @@ def fill(model: PreTrainedModel, tensors: dict, origin: dict[str, str], names: d
     Raises:
         ValueError: one is missing, has no place or another shape.
     """
-    views = parts(model.state_dict())
+    views = named_tensors(model)
     if model.config.tie_word_embeddings and DECODER in views:
         del views[DECODER]
         if DECODER in tensors:
@@ -210,7 +211,7 @@ def fill(model: PreTrainedModel, tensors: dict, origin: dict[str, str], names: d
             with torch.no_grad():
                 view.copy_(tensors[key])
             report.copied += key not in report.new
-        elif report.needs_training and key.startswith("position."):
+        elif report.needs_training and is_positional(key):
             report.new[key] = "initialised at random"
         else:
             raise ValueError(

@@ -11,9 +11,9 @@ class AlbertSource(Source):
     prefix = "albert"
     names = {
         **{**EMBEDDINGS, **CLASSIFIERS, "embeddings.position_embeddings": POSITIONS["embeddings.position_embeddings"]},
-        "encoder.embedding_hidden_mapping_in": "embeddings.projection",
+        "encoder.embedding_hidden_mapping_in": "embedding_projection",
         **{f"encoder.layer.{{}}.attention.{x}": f"layers.{{}}.attention.{x}" for x in ("query", "key", "value")},
-        "encoder.layer.{}.attention.distance_embedding": "position.distance_embeddings.{}",
+        "encoder.layer.{}.attention.distance_embedding": "layers.{}.attention.position.distance_embeddings",
         "encoder.layer.{}.attention.dense": "layers.{}.attention.output",
         "encoder.layer.{}.attention.LayerNorm": "layers.{}.attention_norm",
         "encoder.layer.{}.ffn": "layers.{}.intermediate",

@@ -12,8 +12,8 @@ FUSED = re.compile(r"^(encoder\.layer\.\d+\.attention\.self\.)in_proj\.weight$")
 class DebertaSource(DebertaV2Source):
     names = {
         **{key: name for key, name in DebertaV2Source.names.items() if ".pos_" not in key},
-        "encoder.layer.{}.attention.self.pos_proj": "position.key_projections.{}",
-        "encoder.layer.{}.attention.self.pos_q_proj": "position.query_projections.{}",
+        "encoder.layer.{}.attention.self.pos_proj": "layers.{}.attention.position.key_projection",
+        "encoder.layer.{}.attention.self.pos_q_proj": "layers.{}.attention.position.query_projection",
     }
     reads = ("cls_dropout", "embedding_size", "pooler_hidden_size", "talking_head")
 

@@ -19,8 +19,8 @@ class DebertaV2Source(Source):
             f"encoder.layer.{{}}.attention.self.{x}_proj": f"layers.{{}}.attention.{x}"
             for x in ("query", "key", "value")
         },
-        "encoder.layer.{}.attention.self.pos_key_proj": "position.key_projections.{}",
-        "encoder.layer.{}.attention.self.pos_query_proj": "position.query_projections.{}",
+        "encoder.layer.{}.attention.self.pos_key_proj": "layers.{}.attention.position.key_projection",
+        "encoder.layer.{}.attention.self.pos_query_proj": "layers.{}.attention.position.query_projection",
         "encoder.rel_embeddings": "position.embeddings",
         "encoder.LayerNorm": "position.norm",
         "embeddings.position_embeddings": "position.absolute",

@@ -21,7 +21,7 @@ class ElectraSource(Source):
     prefix = "electra"
     names = {
         **{**EMBEDDINGS, **POSITIONS, **PROJECTIONS, **LAYERS, **CLASSIFIERS, **DENSE_CLASSIFIER},
-        "embeddings_project": "embeddings.projection",
+        "embeddings_project": "embedding_projection",
         "generator_predictions.dense": "lm_head.dense",
         "generator_predictions.LayerNorm": "lm_head.norm",
         "generator_lm_head": "lm_head.decoder",

@@ -4,7 +4,6 @@ from dataclasses import fields
 
 from ..model.configuration_hf_rope import HfRopeConfig
 from .source import Source
-from .weights import parts
 
 
 class HfRopeSource(Source):
@@ -14,11 +13,6 @@ class HfRopeSource(Source):
     def settings(self, config, head):
         own = {field.name for field in fields(HfRopeConfig)} - {"architectures", "dtype", "transformers_version"}
         return {key: value for key, value in config.to_dict().items() if key in own}
-
-    def adapt(self, tensors, config, head, report):
-        found = parts(tensors)
-        tensors.clear()
-        tensors.update(found)
 
     def names_of(self, config):
         return None

@@ -4,7 +4,7 @@ import torch
 import transformers
 from packaging.version import Version
 
-from ..model.position_base import sinusoid
+from ..model.relative import sinusoid
 from .from_electra import check_summary, summary_settings
 from .report import Report
 from .source import (
@@ -30,7 +30,7 @@ class RoFormerSource(Source):
     names = {
         **{**EMBEDDINGS, **PROJECTIONS, **LAYERS, **CROSS_ATTENTION},
         **{**PREDICTIONS, **CLASSIFIERS, **DENSE_CLASSIFIER},
-        "embeddings_project": "embeddings.projection",
+        "embeddings_project": "embedding_projection",
         "sequence_summary.summary": "pooler.dense",
     }
     dropped = COMPUTED

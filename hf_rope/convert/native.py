@@ -15,7 +15,7 @@ from .from_roformer import ANGLES, RoFormerSource, note_decoder
 from .pairing import change_pairing
 from .report import Report
 from .source import Source, rename
-from .weights import HEADS, parts
+from .weights import HEADS, named_tensors
 
 SHARED = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
@@ -62,7 +62,7 @@ def to_native_with_report(model_or_name: PreTrainedModel | str | Path) -> tuple[
     settings = {key: getattr(config, key) for key in SHARED}
     settings |= bert_settings(config, head) if family == "Bert" else roformer_settings(config, head, report)
 
-    tensors = parts(model.state_dict())
+    tensors = named_tensors(model)
     if config.position_options.get("pairing") == "halves":
         change_pairing(tensors, config, "interleaved")
         report.notes.append("Rotary pairing 'halves': the projections are reordered to RoFormer's interleaved pairs.")

@@ -6,7 +6,7 @@ from ..model.position_rotary import rotary_size
 
 
 def change_pairing(tensors: dict[str, torch.Tensor], config, pairing: str) -> None:
-    """Reorders the projections, under the names of `parts`, from `config`'s pairing to another; in place, exact.
+    """Reorders the projections, named as by `named_tensors`, from `config`'s pairing to another; in place, exact.
 
     Rows of query and key; with `rotary_value` also those of value, and with them the columns of the output projection.
     """

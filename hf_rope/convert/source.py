@@ -10,11 +10,11 @@ from .report import Report
 EMBEDDINGS = {
     "embeddings.word_embeddings": "embeddings.word_embeddings",
     "embeddings.token_type_embeddings": "embeddings.token_type_embeddings",
-    "embeddings.LayerNorm": "embeddings.norm",
+    "embeddings.LayerNorm": "embedding_norm",
 }
 POSITIONS = {
     "embeddings.position_embeddings": "position.embeddings",
-    "encoder.layer.{}.attention.self.distance_embedding": "position.distance_embeddings.{}",
+    "encoder.layer.{}.attention.self.distance_embedding": "layers.{}.attention.position.distance_embeddings",
 }
 PROJECTIONS = {
     f"encoder.layer.{{}}.attention.self.{x}": f"layers.{{}}.attention.{x}" for x in ("query", "key", "value")
@@ -62,7 +62,7 @@ class Source:
     prefix: ClassVar[str]
     """What the encoder's tensors begin with where the model has a head."""
     names: ClassVar[dict[str, str]]
-    """The source's modules and what they are called here, as in `weights.parts`."""
+    """The source's modules and what they are called here."""
     heads: ClassVar[dict[str, str]] = {}
     """Heads that the source has beside those of `weights.HEADS`, and the one of these that they become."""
     dropped: ClassVar[dict[str, str]] = {}

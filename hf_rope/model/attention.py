@@ -1,10 +1,10 @@
-"""Softmax attention over transformers' interfaces, and the layout that keeps padding and packing out of it.
+"""The attention modules, self and cross, whole: projections, the position scheme, the call of transformers' interface.
 
-Shapes: B batch, H heads, Q and K query and key lengths, L length, E head size, D hidden size, T real tokens.
+Shapes: B batch, H heads, L length, Q and K query and key lengths, E head size, D hidden size, T real tokens.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -13,103 +13,194 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_torchdynamo_exporting, is_tracing
 
-from .position_base import ROWS_AT_ONCE, SCORES_AT_ONCE, PositionScheme
+from .device import reads_are_free
+from .layout import Group, pad, unpad
+from .position_base import Places, States
+from .positions import SCHEMES
 
 
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Sequences of one length that lie side by side: `count` of `length` tokens, at (1 or count, length) positions.
+class MultiHead(nn.Module):
+    """The four projections, and attention as `attn_implementation` computes it."""
 
-    `can_split` says that some can be computed without the others: at the same positions, no mask, nothing recorded.
-    `is_causal`, that each token sees itself and those before it; a mask, where there is one, says so too.
-    `key_positions` are those of cached and new tokens, None where there are only the new ones. For linear attention the
-    mask is (B, L), True at real tokens, and `segments` (B, L) are the numbers of packed sequences.
-    """
+    def __init__(self, config, layer_idx: int):
+        super().__init__()
+        self.config, self.layer_idx, self.is_causal = config, layer_idx, False
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
 
-    count: int
-    length: int
-    position_ids: torch.Tensor
-    mask: Any = None
-    can_split: bool = False
-    is_causal: bool = False
-    key_positions: torch.Tensor | None = None
-    segments: torch.Tensor | None = None
+    def by_head(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, L, D) -> (B, H, L, E)."""
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+    def interface(self, query, key, value, mask, scaling: float, is_causal: bool, **kwargs) -> tuple[Any, Any]:
+        """(B,H,Q,E), (B,H,K,E), (B,H,K,E) -> (B, Q, D), and the probabilities (B,H,Q,K) or None."""
+        compute = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        dropout = self.dropout if self.training else 0.0
+        settings = {**kwargs, "dropout": dropout, "scaling": scaling, "is_causal": is_causal}
+        out, probabilities = compute(self, query, key, value, mask, **settings)
+        if is_torchdynamo_exporting():  # the strides of sdpa's output are others once ONNX has decomposed it
+            out = out.clone(memory_format=torch.contiguous_format)
+        return out.flatten(-2), probabilities
 
 
-class Layout:
-    """How the encoder's tokens are laid out, and which scheme places them.
+class HfRopeAttention(MultiHead):
+    """Multi-head self-attention under a position scheme."""
 
-    Args:
-        position: the scheme.
-        groups: the sequences.
-        tokens: None where hidden states are (B, L, D), padding included; else the (T,) places of the real tokens in the
-            flattened (B * L) batch, sorted into groups, and hidden states are (1, T, D).
-        cache: what a decoder keeps of earlier tokens, and fills; None for nothing.
-        encoder_mask: over the encoder's states, for cross-attention.
-    """
+    keeps_sums: ClassVar[bool] = False
+    """Whether a cache holds sums over earlier tokens, not their keys and values."""
 
-    def __init__(
-        self,
-        position: PositionScheme,
-        groups: list[Group],
-        tokens: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        encoder_mask: Any = None,
-    ):
-        self.position, self.groups, self.tokens = position, groups, tokens
-        self.cache, self.encoder_mask = cache, encoder_mask
-        self.plan_sizes: list[int] = []
+    def __init__(self, config, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.is_causal = config.is_decoder
+        self.position = SCHEMES[config.position_embedding_type].for_layer(config, layer_idx)
 
-    def unpad(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, L, ...) -> (1, T, ...): the real tokens; unchanged where nothing is left out."""
-        return x if self.tokens is None else x.flatten(0, 1)[self.tokens][None]
+    @staticmethod
+    def attn_implementations(config) -> tuple[str, ...]:
+        """The values of `attn_implementation` that can compute the position scheme."""
+        return SCHEMES[config.position_embedding_type].attn_implementations(config)
 
-    def pad(self, x: torch.Tensor, batch: int, length: int) -> torch.Tensor:
-        """(1, T, D) -> (B, L, D) with zeros at padding; unchanged where nothing was left out."""
-        if self.tokens is None:
-            return x
-        return x.new_zeros(batch * length, x.shape[-1]).index_copy(0, self.tokens, x[0]).unflatten(0, (batch, length))
+    @staticmethod
+    def make_mask(config, x: torch.Tensor, attention_mask: torch.Tensor | None, places: Places, cache: Cache | None):
+        """The mask over padding, between packed sequences and, in a decoder, over what lies ahead; None for none."""
+        segments, inside = places.segments, None
+        if segments is not None:
 
-    def plan(self, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-        """The scheme's plans of all groups, one after the other.
+            def inside(batch, head, query, key):
+                return segments[batch, query] == segments[batch, key]
 
-        Flat, and passed to the layers by position: reentrant checkpointing loses the gradients of nested tensors.
-        """
-        plans = [
-            self.position.plan(
-                group.position_ids, group.position_ids if group.key_positions is None else group.key_positions, dtype
+        if not config.is_decoder:
+            mask: Any = create_bidirectional_mask(config, x, attention_mask, and_mask_function=inside)
+        elif places.keys is places.queries and segments is None and is_plain(config, x, attention_mask):
+            mask = None  # `compute` leaves out what lies ahead
+        else:
+            # Cached keys make the scores no square, of which `compute` could cut a triangle where there is a term.
+            square = places.keys is places.queries
+            skip = square or SCHEMES[config.position_embedding_type].score == "none"
+            mask = create_causal_mask(
+                config, x, attention_mask, cache, and_mask_function=inside, allow_is_causal_skip=skip
             )
-            for group in self.groups
-        ]
-        self.plan_sizes = [len(plan) for plan in plans]
-        return sum(plans, ())
+        return additive(mask, config, x.dtype)
 
-    def split(self, x: torch.Tensor, plan: tuple[torch.Tensor, ...]):
-        """Yields each group with its part of x, (count, length, ...), and its part of the plan."""
-        parts = [x] if self.tokens is None else x[0].split([group.count * group.length for group in self.groups])
-        start = 0
-        for group, part, size in zip(self.groups, parts, self.plan_sizes, strict=True):
-            yield group, part.view(group.count, group.length, -1), plan[start : start + size]
-            start += size
+    def forward(
+        self,
+        x: torch.Tensor,
+        mask: Any,
+        *plan: torch.Tensor,
+        groups: tuple[Group, ...],
+        inside: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, L, D) or (1, T, D) -> the same, and the probabilities (B, H, L, K) where eager attention has them.
 
-    @property
-    def own_cache(self) -> Cache | None:
-        """The cache of self-attention."""
-        return self.cache.self_attention_cache if isinstance(self.cache, EncoderDecoderCache) else self.cache
+        Args:
+            mask: what `make_mask` gave.
+            plan: `Layout.flatten`'s tensors.
+            groups: the sequences that attend to themselves.
+            inside: the places of the real tokens, where these alone are computed here; see `Layout`.
+            cache: a decoder's, which is read and filled.
+            kwargs: handed to the attention function.
+        """
+        batch, length = x.shape[:2]
+        x = unpad(x, inside)
+        query, key, value = (self.by_head(part(x)) for part in (self.query, self.key, self.value))
+        own: Any = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+        if own is not None and not self.keeps_sums:
+            key, value = own.update(key, value, self.layer_idx)
+        last = len(plan) - sum(group.has_pairs for group in groups)
+        states, pairs = self.place(query, key, value, plan[:last]), iter(plan[last:])
+        outputs, probabilities, start = [], None, 0
+        whole = len(groups) == 1 and groups[0].sequences == len(x)
+        for group in groups:
+            part = states if whole else cut(states, start, group)
+            pair = next(pairs) if group.has_pairs else None
+            out, probabilities = self.attend(part, pair, mask, group, own, **kwargs)
+            outputs.append(out)
+            start += group.sequences * group.length
+        context = outputs[0] if whole else torch.cat([out.flatten(0, 1) for out in outputs])[None]
+        return pad(self.output(context.to(value.dtype)), inside, batch, length), probabilities
 
-    def with_cached(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B,H,L,E) -> (B,H,K,E): a layer's cached keys and values and the new ones, which the cache then holds too."""
-        return (key, value) if self.own_cache is None else self.own_cache.update(key, value, layer_idx)
+    def place(self, query, key, value, shared: tuple[torch.Tensor, ...]) -> States:
+        """The scheme's work on queries and keys, once for all sequences."""
+        return self.position(query, key, value, shared, self.project)
 
-    def of_encoder(self, project, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """A layer's keys and values of the encoder's states: what `project` gives, once where there is a cache."""
-        if not isinstance(self.cache, EncoderDecoderCache):
-            return project()
-        if not self.cache.is_updated.get(layer_idx):
-            self.cache.is_updated[layer_idx] = True
-            return self.cache.cross_attention_cache.update(*project(), layer_idx)
-        layer: Any = self.cache.cross_attention_cache.layers[layer_idx]
-        return layer.keys, layer.values
+    def project(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """(R, D) -> (R, D): a scheme's rows through this layer's projection "query" or "key"."""
+        return self.query(rows) if name == "query" else self.key(rows)
+
+    def renew(self) -> None:
+        """What changes before a forward in training: nothing here."""
+
+    def attend(self, states: States, pairs, mask, group: Group, cache, **kwargs) -> tuple[torch.Tensor, Any]:
+        """Attention of the sequences of a group: (count, L, D), and the probabilities or None."""
+        compute = partial(self.compute, mask=mask, **kwargs)
+        return self.position.attend(states, pairs, compute, group.can_split)
+
+    def compute(
+        self, query, key, value, term=None, value_term=None, start: int = 0, ahead: bool = True, *, mask, **kwargs
+    ):
+        """`Compute`: softmax attention with the scheme's terms where it has them, masks after the term."""
+        is_causal = self.is_causal and ahead
+        if is_causal and mask is None and (term is not None or self.config._attn_implementation == "eager"):
+            shape, lowest = (query.shape[-2], key.shape[-2]), torch.finfo(query.dtype).min
+            after = torch.ones(shape, dtype=torch.bool, device=query.device).triu(start + 1)
+            is_causal = False
+            if term is None:
+                mask = query.new_zeros(shape).masked_fill(after, lowest)
+            else:
+                term = term.masked_fill(after, lowest)
+        if term is not None:
+            if self.config._attn_implementation == "sdpa" and mask is None:
+                mask = term.to(query.dtype)  # an additive mask as it is; transformers would first copy a position_bias
+            else:
+                kwargs["position_bias"] = term.expand(query.shape[0], self.num_heads, -1, -1)
+        if value_term is not None:
+            kwargs["value_term"] = value_term
+        return self.interface(query, key, value, mask, self.position.scaling(), is_causal, **kwargs)
+
+
+class HfRopeCrossAttention(MultiHead):
+    """Multi-head attention to an encoder's states, without positions: the two sequences share no axis (as RoFormer)."""
+
+    def forward(
+        self, x: torch.Tensor, states: torch.Tensor, mask: Any, cache: Cache | None = None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, L, D), (B, S, D) -> (B, L, D), and the probabilities (B, H, L, S) where eager attention has them."""
+        key, value = self.keys_and_values(states, cache)
+        query = self.by_head(self.query(x))
+        out, probabilities = self.interface(query, key, value, mask, self.head_dim**-0.5, False, **kwargs)
+        return self.output(out), probabilities
+
+    def keys_and_values(self, states: torch.Tensor, cache: Cache | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, S, D) -> twice (B, H, S, E): computed once where there is a cache."""
+        if isinstance(cache, EncoderDecoderCache) and cache.is_updated.get(self.layer_idx):
+            layer: Any = cache.cross_attention_cache.layers[self.layer_idx]
+            return layer.keys, layer.values
+        key, value = self.by_head(self.key(states)), self.by_head(self.value(states))
+        if not isinstance(cache, EncoderDecoderCache):
+            return key, value
+        cache.is_updated[self.layer_idx] = True
+        return cache.cross_attention_cache.update(key, value, self.layer_idx)
+
+
+def cut(states: States, start: int, group: Group) -> States:
+    """The part of a group: from (1, H, T, ...) its (count, H, length, ...)."""
+
+    def part(x: torch.Tensor) -> torch.Tensor:
+        rows = x[0, :, start : start + group.sequences * group.length]
+        return rows.unflatten(1, (group.sequences, group.length)).transpose(0, 1)
+
+    return states._replace(
+        query=part(states.query),
+        key=part(states.key),
+        value=part(states.value),
+        by_token=tuple(part(x) for x in states.by_token),
+    )
 
 
 def eager_attention(
@@ -137,134 +228,18 @@ def eager_attention(
     probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
     probabilities = nn.functional.dropout(probabilities, dropout, attn.training)
     out = probabilities @ value
-    extra = None if value_term is None else value_term(probabilities)
-    if extra is not None:
-        out = out + extra
+    if value_term is not None:
+        out = out + value_term(probabilities)
     return out.transpose(1, 2), probabilities
-
-
-def attend(attn, query, key, value, group: Group, position: PositionScheme, plan) -> tuple:
-    """One layer's self-attention over a group: (B,H,L,E), (B,H,K,E), (B,H,K,E) -> (B, L, H * E) and the
-    probabilities, or None.
-
-    Where every sequence has a score term of its own, a few sequences are computed at once, and a long one in blocks of
-    queries: their terms stay in cache, and memory grows with the length, not with its square.
-    """
-    plan = position.layer_plan(plan, attn)
-    turned = position.rotate(query, key, value, plan, attn)
-    if group.can_split and (term := position.reversed_term(plan)) is not None:
-        backwards = (turned[0].flip(2), *turned[1:])
-        return compute_attention(attn, backwards, None, term, None, position)[0].flip(1), None
-    if not group.can_split or type(position).score_term is PositionScheme.score_term:
-        return attend_at_once(attn, query, key, turned, group, position, plan)
-    row = attn.num_heads * group.length
-    at_once, rows = max(1, SCORES_AT_ONCE // (row * group.length)), group.length
-    if position.by_content:
-        rows = max(1, SCORES_AT_ONCE // (row * ROWS_AT_ONCE)) * ROWS_AT_ONCE
-    sequences = []
-    for first in range(0, group.count, at_once):
-        part, blocks = slice(first, first + at_once), []
-        for start in range(0, group.length, rows):
-            block = (part, slice(None), slice(start, start + rows))
-            states = (turned[0][block], turned[1][part], turned[2][part])
-            blocks.append(attend_at_once(attn, query[block], key[part], states, group, position, plan, start)[0])
-        sequences.append(blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1))
-    return sequences[0] if len(sequences) == 1 else torch.cat(sequences), None
-
-
-def attend_at_once(attn, query, key, turned, group: Group, position: PositionScheme, plan, start: int = 0) -> tuple:
-    """Attention of the queries from number `start` on: (B,H,Q,E), (B,H,K,E) and the three as the scheme turned them.
-
-    Returns (B, Q, H * E) and the probabilities, or None.
-    """
-    mask, is_causal = group.mask, group.is_causal
-    value_term, term = None, position.score_term(query, key, plan, attn, start)
-    if type(position).value_term is not PositionScheme.value_term:
-
-        def value_term(probabilities):
-            return position.value_term(probabilities, plan, attn, start)
-
-    if is_causal and mask is None and (term is not None or attn.config._attn_implementation == "eager"):
-        shape, lowest = (query.shape[-2], key.shape[-2]), torch.finfo(query.dtype).min
-        after = torch.ones(shape, dtype=torch.bool, device=query.device).triu(start + 1)
-        is_causal = False
-        if term is None:
-            mask = query.new_zeros(shape).masked_fill(after, lowest)
-        else:
-            term = term.masked_fill(after, lowest)
-    return compute_attention(attn, turned, mask, term, value_term, position, is_causal)
-
-
-def compute_attention(
-    attn, turned, mask, term, value_term, position: PositionScheme, is_causal: bool = False
-) -> tuple[Any, Any]:
-    """Softmax attention with the scheme's terms where it has them: (B, Q, H * E) and the probabilities, or None."""
-    extra: dict[str, Any] = {}
-    if term is not None:
-        if attn.config._attn_implementation == "sdpa" and mask is None:
-            mask = term.to(turned[0].dtype)  # an additive mask as it is; transformers would first copy a position_bias
-        else:
-            extra["position_bias"] = term.expand(turned[0].shape[0], attn.num_heads, -1, -1)
-    if value_term is not None and attn.config._attn_implementation == "eager":
-        extra["value_term"] = value_term
-    query, key, value = turned
-    return interface(attn, query, key, value, mask, position.scaling(), is_causal, **extra)
-
-
-def interface(attn, query, key, value, mask, scaling: float, is_causal: bool, **extra) -> tuple[Any, Any]:
-    """Attention as `attn_implementation` computes it: (B, Q, H * E) and the probabilities, or None."""
-    compute = ALL_ATTENTION_FUNCTIONS.get_interface(attn.config._attn_implementation, eager_attention)
-    dropout = attn.dropout if attn.training else 0.0
-    out, probabilities = compute(
-        attn, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **extra
-    )
-    if is_torchdynamo_exporting():  # the strides of sdpa's output are others once ONNX has decomposed it
-        out = out.clone(memory_format=torch.contiguous_format)
-    return out.flatten(-2), probabilities
-
-
-def dense_layout(
-    position, config, x, attention_mask, position_ids, segments, recorded: bool, cache=None, key_positions=None
-) -> Layout:
-    """All tokens as they came, (B, L, D), with a mask over padding and between packed sequences.
-
-    Args:
-        key_positions: (1 or B, K), where `cache` holds tokens; None where the keys are the new tokens alone.
-
-    Raises:
-        ValueError: the attention kind has no mask that could keep packed sequences apart.
-    """
-    inside = None
-    if segments is not None:
-
-        def inside(batch, head, query, key):
-            return segments[batch, query] == segments[batch, key]
-
-    if not config.is_decoder:
-        mask: Any = create_bidirectional_mask(config, x, attention_mask, and_mask_function=inside)
-    elif key_positions is None and segments is None and is_plain(config, x, attention_mask):
-        mask = None
-    else:
-        # A score term of cached tokens is added to a mask; only a square term can be cut by `attend_at_once`.
-        skip = key_positions is None or type(position).score_term is PositionScheme.score_term
-        mask = create_causal_mask(config, x, attention_mask, cache, and_mask_function=inside, allow_is_causal_skip=skip)
-    if mask is None and segments is not None:
-        raise ValueError(
-            f"attn_implementation={config._attn_implementation!r} cannot keep packed sequences apart while a graph is "
-            "traced: use 'sdpa' or 'eager', or run the model uncompiled."
-        )
-    mask = additive(mask, config, x.dtype)
-    square = key_positions is None
-    can_split = mask is None and square and not (recorded or is_tracing(x)) and len(position_ids) == 1
-    group = Group(x.shape[0], x.shape[1], position_ids, mask, can_split, config.is_decoder, key_positions)
-    return Layout(position, [group], cache=cache)
 
 
 def is_plain(config, x: torch.Tensor, attention_mask: torch.Tensor | None) -> bool:
     """Whether causal attention without a cache needs no mask: nothing is padding, and the kernel is not flex's."""
     if config._attn_implementation == "flex_attention" or is_tracing(x):
         return False
-    return attention_mask is None or (attention_mask.ndim == 2 and bool(attention_mask.all()))
+    if attention_mask is None:
+        return True
+    return attention_mask.ndim == 2 and reads_are_free(attention_mask) and bool(attention_mask.all())
 
 
 def additive(mask, config, dtype: torch.dtype):
@@ -274,33 +249,8 @@ def additive(mask, config, dtype: torch.dtype):
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
-def encoder_mask(config, x: torch.Tensor, states: torch.Tensor, attention_mask: torch.Tensor | None):
-    """The mask of cross-attention from x, (B, L, D), to the encoder's real states, (B, S, D)."""
-    if attention_mask is None:
+def encoder_mask(config, x: torch.Tensor, states: torch.Tensor | None, attention_mask: torch.Tensor | None):
+    """The mask of cross-attention from x, (B, L, D), to the encoder's real states, (B, S, D); None for none."""
+    if states is None or attention_mask is None:
         return None
     return additive(create_bidirectional_mask(config, x, attention_mask, encoder_hidden_states=states), config, x.dtype)
-
-
-def compact_layout(position, config, keep, position_ids, segments) -> Layout:
-    """The real tokens alone, each sequence attending to itself, sequences of one length in one group.
-
-    Args:
-        keep: (B, L) bool, True at real tokens.
-        position_ids: (1 or B, L).
-        segments: (B, L) int64, the number of the packed sequence in its row, or None.
-    """
-    batch, length = keep.shape
-    rows = torch.arange(batch, device=keep.device)[:, None].expand(batch, length)
-    tokens = keep.flatten().nonzero()[:, 0]
-    sequence = rows.flatten()[tokens] if segments is None else (rows * length + segments).flatten()[tokens]
-    _, sequence, lengths = sequence.unique_consecutive(return_inverse=True, return_counts=True)
-    order = lengths[sequence].argsort(stable=True)
-    tokens, positions = tokens[order], position_ids.expand(batch, length).flatten()[tokens[order]]
-    groups, start = [], 0
-    for size, count in zip(*(x.tolist() for x in lengths.unique(return_counts=True)), strict=True):
-        part = positions[start : start + size * count].unflatten(0, (count, size))
-        same = bool((part == part[0]).all())
-        part = part[:1] if same else part
-        groups.append(Group(count, size, part, can_split=same, is_causal=config.is_decoder))
-        start += size * count
-    return Layout(position, groups, tokens)

@@ -104,6 +104,10 @@ class HfRopeConfig(PreTrainedConfig):
         classifier_pooling: "cls" pools the first real token through a dense layer, "mean" averages the real tokens.
         classifier_dropout: dropout before the classifiers; None for `hidden_dropout_prob`.
         pooler_activation: what follows the pooler's dense layer, named as `hidden_act`; "linear" for nothing.
+        unpad_inputs: whether a CPU, and attention functions that take bounds, compute the real tokens of a padded batch
+            only; False keeps every batch (B, L, D), which per-sample gradients and attribution need.
+        sparse_prediction: whether an LM head in training computes logits at labelled tokens only; None for where their
+            number is free to read, on a CPU and with `unpad_inputs`; True reads one number of an accelerator.
         tie_word_embeddings: whether the LM heads share the word embeddings.
         is_decoder: whether attention is causal, each token seeing itself and those before it.
         add_cross_attention: whether a decoder's layers also attend to `encoder_hidden_states`, without positions.
@@ -142,6 +146,8 @@ class HfRopeConfig(PreTrainedConfig):
     classifier_pooling: Literal["cls", "mean"] = "cls"
     classifier_dropout: float | int | None = None
     pooler_activation: str = "tanh"
+    unpad_inputs: bool = True
+    sparse_prediction: bool | None = None
     tie_word_embeddings: bool = True
     is_decoder: bool = False
     add_cross_attention: bool = False
@@ -367,7 +373,7 @@ class HfRopeConfig(PreTrainedConfig):
 
 def adds_terms(scheme: type[PositionScheme]) -> bool:
     """Whether a scheme adds to scores or to values, which linear attention never forms one a pair."""
-    return scheme.score_term is not PositionScheme.score_term or scheme.value_term is not PositionScheme.value_term
+    return scheme.score != "none" or scheme.changes_values
 
 
 def nearest(name: str, known) -> str:

@@ -12,11 +12,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 from transformers.utils.import_utils import is_tracing
 
-from .attention import Group, Layout
-from .position_base import PositionScheme
+from .attention import HfRopeAttention
 
 BLOCK = 128
 """Tokens of a causal block: within one, all pairs are computed; between blocks, sums over keys."""
@@ -154,29 +153,72 @@ class LinearState(DynamicLayer):
         )
 
 
-def linear_attend(attn, query, key, value, group: Group, layout: Layout, plan) -> torch.Tensor:
-    """One layer's linear attention over a group: three of (B,H,L,E) -> (B, L, H * E), in float32 at least.
+class HfRopeLinearAttention(HfRopeAttention):
+    """Multi-head self-attention with a feature map in the softmax's place; no probabilities, so no dropout of them.
 
-    The layer's state, where `layout` has a cache, is read and replaced. Linear in L, but for an encoder's packed
+    The mask says which tokens a query may see: (B, L) bool, True at real tokens, or int64, the number of each token's
+    packed sequence and -1 at padding. All is computed in float32 at least. Linear in L, but for an encoder's packed
     sequences in one row, which are computed with all pairs.
     """
-    position, dtype = layout.position, query.dtype
-    precision = torch.promote_types(dtype, torch.float32)
-    with torch.autocast(query.device.type, enabled=False):
-        query, key, scale = attn.features(query.to(precision), key.to(precision))
-        if group.mask is not None:
-            scale = scale.masked_fill(~group.mask[:, None], -torch.inf)
-        plan = position.layer_plan(plan, attn)
-        turned = position.rotate(query, key, value.to(precision), plan, attn)
-        if not group.is_causal and group.segments is None:
-            out = attend_to_all(query, key, turned, scale)
-        else:
-            own = layout.own_cache
-            state = None if own is None else own.layers[attn.layer_idx]
-            out, sums, level = attend_in_blocks(query, key, turned, scale, group, state)
-            if state is not None:
-                state.update(sums, level, query.shape[-2])
-    return out.transpose(1, 2).flatten(-2).to(dtype)
+
+    keeps_sums = True
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.features = FEATURE_MAPS[config.feature_map](config, layer_idx)
+
+    @staticmethod
+    def attn_implementations(config):
+        """For cross-attention: linear attention itself is computed in one way."""
+        return ("eager", "sdpa")
+
+    @staticmethod
+    def make_mask(config, x, attention_mask, places, cache):
+        """What the class says of its mask; None where every token is real and alone in its row.
+
+        Raises:
+            ValueError: a mask of pairs, or a cache that cannot hold the sums.
+        """
+        own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+        if own is not None:
+            hold_states(own, config.num_hidden_layers)
+        if attention_mask is not None and attention_mask.ndim != 2:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, and attention_type='linear' computes no "
+                "pairs for it to mask: pass one of shape (batch, length)."
+            )
+        real = None if attention_mask is None else attention_mask[:, -x.shape[1] :].bool()
+        if places.segments is None or real is None:
+            return real if places.segments is None else places.segments
+        return places.segments.masked_fill(~real, -1)
+
+    def renew(self):
+        self.features.renew()
+
+    def place(self, query, key, value, shared):
+        """Features first, then the scheme. `by_token`: the features as they were, and each key's scale (.., L, 1)."""
+        precision = torch.promote_types(query.dtype, torch.float32)
+        with torch.autocast(query.device.type, enabled=False):
+            query, key, scale = self.features(query.to(precision), key.to(precision))
+            states = super().place(query, key, value.to(precision), shared)
+        return states._replace(by_token=(query, key, scale[..., None]))
+
+    def attend(self, states, pairs, mask, group, cache, **kwargs):
+        query, key, scale = states.by_token
+        scale, segments = scale[..., 0], None
+        if mask is not None:
+            segments, real = (None, mask) if mask.dtype == torch.bool else (mask, mask >= 0)
+            scale = scale.masked_fill(~real[:, None], -torch.inf)
+        turned = states[:3]
+        with torch.autocast(query.device.type, enabled=False):
+            if not self.is_causal and segments is None:
+                out = attend_to_all(query, key, turned, scale)
+            else:
+                state = None if cache is None else cache.layers[self.layer_idx]
+                out, sums, level = attend_in_blocks(query, key, turned, scale, self.is_causal, segments, state)
+                if state is not None:
+                    state.update(sums, level, query.shape[-2])
+        return out.transpose(1, 2).flatten(-2), None
 
 
 def attend_to_all(query, key, turned, scale: torch.Tensor) -> torch.Tensor:
@@ -187,7 +229,9 @@ def attend_to_all(query, key, turned, scale: torch.Tensor) -> torch.Tensor:
     return divide(numerator, query @ (key.mT @ weights.expand(*key.shape[:3], 1)))
 
 
-def attend_in_blocks(query, key, turned, scale: torch.Tensor, group: Group, state: LinearState | None) -> tuple:
+def attend_in_blocks(
+    query, key, turned, scale: torch.Tensor, is_causal: bool, segments: torch.Tensor | None, state: LinearState | None
+) -> tuple:
     """Each query sees the keys of its own sequence, and in a decoder none after it: two of (B,H,L,F) -> (B,H,L,E).
 
     Within a block of C tokens all pairs are computed. Of earlier blocks, queries see sums over keys, a sum a block and
@@ -197,7 +241,7 @@ def attend_in_blocks(query, key, turned, scale: torch.Tensor, group: Group, stat
     Returns the output, the sums over all keys (B,H,F,E+1), and the logarithm (B,H) of their factor.
     """
     length = query.shape[-2]
-    size = min(BLOCK, length) if group.is_causal else length
+    size = min(BLOCK, length) if is_causal else length
     rest = -length % size
 
     def in_blocks(x: torch.Tensor) -> torch.Tensor:
@@ -209,12 +253,12 @@ def attend_in_blocks(query, key, turned, scale: torch.Tensor, group: Group, stat
     scale = F.pad(scale, (0, rest), value=-torch.inf).unflatten(-1, (-1, size))
     blocks = scale.shape[-2]
     within = torch.ones(size, size, dtype=torch.bool, device=query.device)
-    if group.is_causal:
+    if is_causal:
         within = within.tril()
     between = torch.ones(blocks + 1, blocks, dtype=torch.bool, device=query.device).tril(-1)  # row N: all of them
     ends = scale
-    if group.segments is not None:
-        numbers = F.pad(group.segments, (0, rest), value=-1).unflatten(-1, (-1, size))[:, None]
+    if segments is not None:
+        numbers = F.pad(segments, (0, rest), value=-1).unflatten(-1, (-1, size))[:, None]
         first, last = numbers[..., :1], numbers[..., -1:]
         within = within & (numbers[..., None] == numbers[..., None, :])
         between = between & F.pad(first == last.mT, (0, 0, 0, 1), value=True)
@@ -234,7 +278,7 @@ def attend_in_blocks(query, key, turned, scale: torch.Tensor, group: Group, stat
 
     near = scale[..., None, :].masked_fill(~within, -torch.inf)
     far = levels[..., :-1, None]
-    if group.segments is not None:
+    if segments is not None:
         far = far.masked_fill(numbers != first, -torch.inf)
     top = finite(torch.maximum(near.amax(-1), far))
     near, far = (near - top[..., None]).exp(), (far - top).exp()[..., None]
@@ -253,36 +297,6 @@ def finite(x: torch.Tensor) -> torch.Tensor:
 def divide(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
     """The quotient; 0 where a query saw no key."""
     return numerator / denominator.masked_fill(denominator == 0, 1)
-
-
-def linear_layout(
-    position: PositionScheme,
-    config,
-    x: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    position_ids: torch.Tensor,
-    segments: torch.Tensor | None,
-    recorded: bool,
-    cache: Cache | None = None,
-    key_positions: torch.Tensor | None = None,
-) -> Layout:
-    """As `dense_layout`: all tokens as they came, (B, L, D), with what says which are padding, and which packed.
-
-    Raises:
-        ValueError: a mask of pairs, or a cache that cannot hold the sums.
-    """
-    layout = Layout(position, [], cache=cache)
-    if layout.own_cache is not None:
-        hold_states(layout.own_cache, config.num_hidden_layers)
-    if attention_mask is not None and attention_mask.ndim != 2:
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, and attention_type='linear' computes no pairs "
-            "for it to mask: pass one of shape (batch, length)."
-        )
-    keep = None if attention_mask is None else attention_mask[:, -x.shape[1] :].bool()
-    batch, length = x.shape[:2]
-    layout.groups.append(Group(batch, length, position_ids, keep, is_causal=config.is_decoder, segments=segments))
-    return layout
 
 
 def hold_states(cache: Cache, layers: int) -> None:

@@ -3,15 +3,15 @@
 Shapes: B batch, L length, D hidden size, V vocabulary, C labels, T real tokens of a batch with padding or packing.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+import re
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.activations import ACT2FN, GELUActivation
+from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -30,13 +30,9 @@ from transformers.utils.generic import can_return_tuple, is_flash_attention_requ
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import Layout, attend, compact_layout, dense_layout, encoder_mask, interface
-from .bare import is_bare
-from .configuration_hf_rope import OLD_NAMES, HfRopeConfig
-from .decoding import CACHE, cached_length, key_positions, new_cache, takes_cache
-from .inputs import (
+from .attention import HfRopeAttention, HfRopeCrossAttention, encoder_mask
+from .checks import (
     check_attentions,
-    check_bounds,
     check_choices,
     check_decoding,
     check_inputs,
@@ -44,10 +40,13 @@ from .inputs import (
     check_labels,
     warn_unread,
 )
-from .linear_attention import FEATURE_MAPS, FeatureMap, linear_attend, linear_layout
-from .position_base import PositionScheme, find_packed_sequences
+from .configuration_hf_rope import OLD_NAMES, HfRopeConfig
+from .device import reads_are_free
+from .layout import BOUNDS, Group, first_real, is_observed, lay_out, own_function
+from .linear_attention import FeatureMap, HfRopeLinearAttention
+from .position_base import LayerPosition
 from .positions import SCHEMES
-from .tied_weight import tied_weight
+from .versions import CACHE, takes_cache
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
@@ -71,126 +70,25 @@ class CausalKwargs(ForwardKwargs, total=False):
     shift_labels: torch.Tensor
 
 
+ATTENTIONS: dict[str, type[HfRopeAttention]] = {"softmax": HfRopeAttention, "linear": HfRopeLinearAttention}
+
+
 class HfRopeEmbeddings(nn.Module):
-    """Word, token-type and absolute position embeddings, their norm, and the projection where sizes differ."""
+    """The sum of word and token-type embeddings: (B, L) ids, or (B, L, embedding_size) -> (B, L, embedding_size)."""
 
     def __init__(self, config):
         super().__init__()
         size = config.embedding_size
         self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=config.pad_token_id)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size) if config.type_vocab_size else None
-        self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.projection = nn.Linear(size, config.hidden_size) if size != config.hidden_size else nn.Identity()
 
-    def forward(self, input_ids, token_type_ids, position_ids, inputs_embeds, position: PositionScheme) -> torch.Tensor:
+    def forward(self, input_ids, token_type_ids, inputs_embeds) -> torch.Tensor:
         x = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        if self.token_type_embeddings is not None:
-            types = self.token_type_embeddings.weight[0] if token_type_ids is None else None
-            x = x + (self.token_type_embeddings(token_type_ids) if types is None else types)
-        return self.projection(self.dropout(self.norm(position.embed(x, position_ids))))
-
-
-class HfRopeAttention(nn.Module):
-    """Multi-head self-attention: one product for query, key and value, then the scheme's and the softmax's work."""
-
-    dense_layout = staticmethod(dense_layout)
-
-    def __init__(self, config, layer_idx: int):
-        super().__init__()
-        self.config, self.layer_idx, self.is_causal = config, layer_idx, config.is_decoder
-        self.num_heads = config.num_attention_heads
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.dropout = config.attention_probs_dropout_prob
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.output = nn.Linear(config.hidden_size, config.hidden_size)
-
-    @staticmethod
-    def attn_implementations(config) -> tuple[str, ...]:
-        """The values of `attn_implementation` that can compute the position scheme."""
-        return SCHEMES[config.position_embedding_type].attn_implementations(config)
-
-    def project_query(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., D) -> (..., D): this layer's query projection alone."""
-        return self.project(x, 0)
-
-    def project_key(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., D) -> (..., D): this layer's key projection alone."""
-        return self.project(x, 1)
-
-    def project(self, x: torch.Tensor, part: int) -> torch.Tensor:
-        if not is_bare(self.qkv, nn.Linear):
-            return self.qkv(x).chunk(3, dim=-1)[part]
-        return F.linear(x, self.qkv.weight.chunk(3)[part], self.qkv.bias.chunk(3)[part])
-
-    def forward(self, x: torch.Tensor, layout: Layout, *plan: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, L, D) or (1, T, D) -> the same, and the probabilities (B, H, L, K) where eager attention has them."""
-        qkv, outputs, probabilities = self.qkv(x), [], None
-        for group, part, group_plan in layout.split(qkv, plan):
-            query, key, value = part.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind()
-            out, probabilities = self.attend(query, key, value, group, layout, group_plan)
-            outputs.append(out)
-        context = outputs[0] if layout.tokens is None else torch.cat([out.flatten(0, 1) for out in outputs])[None]
-        return self.output(context), probabilities
-
-    def renew(self) -> None:
-        """What changes before a forward in training: nothing here."""
-
-    def attend(self, query, key, value, group, layout: Layout, plan) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Three of (B,H,L,E) -> (B, L, D), and the probabilities or None."""
-        key, value = layout.with_cached(key, value, self.layer_idx)
-        return attend(self, query, key, value, group, layout.position, plan)
-
-
-class HfRopeLinearAttention(HfRopeAttention):
-    """The same with a feature map in the softmax's place; it has no probabilities, and so no dropout of them."""
-
-    dense_layout = staticmethod(linear_layout)
-
-    def __init__(self, config, layer_idx: int):
-        super().__init__(config, layer_idx)
-        self.features = FEATURE_MAPS[config.feature_map](config, layer_idx)
-
-    @staticmethod
-    def attn_implementations(config):
-        """For cross-attention: linear attention itself is computed in one way."""
-        return ("eager", "sdpa")
-
-    def renew(self):
-        self.features.renew()
-
-    def attend(self, query, key, value, group, layout, plan):
-        return linear_attend(self, query, key, value, group, layout, plan), None
-
-
-ATTENTIONS: dict[str, type[HfRopeAttention]] = {"softmax": HfRopeAttention, "linear": HfRopeLinearAttention}
-
-
-class HfRopeCrossAttention(nn.Module):
-    """Multi-head attention to an encoder's states, without positions: the two sequences share no axis (as RoFormer)."""
-
-    def __init__(self, config, layer_idx: int):
-        super().__init__()
-        self.config, self.layer_idx, self.is_causal = config, layer_idx, False
-        self.num_heads = config.num_attention_heads
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.dropout = config.attention_probs_dropout_prob
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size)
-        self.output = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self, x: torch.Tensor, states: torch.Tensor, layout: Layout
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, L, D), (B, S, D) -> (B, L, D), and the probabilities (B, H, L, S) where eager attention has them."""
-        query = self.query(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
-        key, value = layout.of_encoder(lambda: self.project(states), self.layer_idx)
-        out, probabilities = interface(self, query, key, value, layout.encoder_mask, self.head_dim**-0.5, False)
-        return self.output(out), probabilities
-
-    def project(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, S, D) -> keys and values, (B, H, S, E)."""
-        return self.key_value(states).unflatten(-1, (2, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind()
+        if self.token_type_embeddings is None:
+            return x
+        if token_type_ids is None:  # looked up like any others, so that an adapter of the table counts
+            token_type_ids = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
+        return x + self.token_type_embeddings(token_type_ids)
 
 
 class HfRopeLayer(GradientCheckpointingLayer):
@@ -211,24 +109,32 @@ class HfRopeLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, x: torch.Tensor, layout: Layout, states: torch.Tensor | None, *plan: torch.Tensor
+        self,
+        x: torch.Tensor,
+        mask: Any,
+        states: torch.Tensor | None,
+        states_mask: Any,
+        *plan: torch.Tensor,
+        groups: tuple[Group, ...],
+        inside: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        **kwargs,
     ) -> torch.Tensor:
-        """(B, L, D) or (1, T, D) -> the same; `states` are the encoder's, (B, S, D), or None."""
-        attended, _ = self.attention(x, layout, *plan)
+        """(B, L, D) or (1, T, D) -> the same.
+
+        Args:
+            states: the encoder's, (B, S, D), or None; `states_mask` is over these.
+            mask, plan, groups, inside, cache, kwargs: as for `HfRopeAttention`.
+        """
+        attended, _ = self.attention(x, mask, *plan, groups=groups, inside=inside, cache=cache, **kwargs)
         x = self.attention_norm(x + self.dropout(attended))
         if states is not None:
-            attended, _ = self.cross_attention(x, states, layout)
+            attended, _ = self.cross_attention(x, states, states_mask, cache=cache, **kwargs)
             x = self.cross_attention_norm(x + self.dropout(attended))
         return apply_chunking_to_forward(self.feed_forward, self.chunk_size_feed_forward, 1, x)
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.output_norm(x + self.dropout(self.output(self.activate(self.intermediate(x)))))
-
-    def activate(self, x: torch.Tensor) -> torch.Tensor:
-        """The activation; without gradients GELU writes over its input, which saves the largest tensor of the layer."""
-        if isinstance(self.activation, GELUActivation) and not (torch.is_grad_enabled() or is_tracing(x)):
-            return torch.ops.aten.gelu_(x)
-        return self.activation(x)
+        return self.output_norm(x + self.dropout(self.output(self.activation(self.intermediate(x)))))
 
 
 class HfRopePooler(nn.Module):
@@ -243,7 +149,8 @@ class HfRopePooler(nn.Module):
         if attention_mask is None or attention_mask.ndim != 2:
             first = x[:, 0]
         else:
-            first = x[torch.arange(x.shape[0], device=x.device), attention_mask.to(torch.int8).argmax(-1)]
+            real = attention_mask[:, -x.shape[1] :].bool()  # with a cache, the mask is over cached tokens too
+            first = x[torch.arange(x.shape[0], device=x.device), first_real(real)]
         return self.activation(self.dense(first))
 
 
@@ -254,7 +161,8 @@ class HfRopePreTrainedModel(PreTrainedModel):
     config: HfRopeConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["HfRopeEmbeddings", "HfRopeLayer"]
+    # Not the embeddings: FSDP2 would shard them alone, and they share their weight with the LM heads.
+    _no_split_modules = ["HfRopeLayer"]
     _supports_attention_backend = True
     _can_record_outputs = {
         **{"hidden_states": HfRopeLayer, "attentions": HfRopeAttention},
@@ -320,7 +228,7 @@ class HfRopePreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, PositionScheme | FeatureMap):
+        if isinstance(module, LayerPosition | FeatureMap):
             module.init_weights(self.config.initializer_range)
 
     @classmethod
@@ -347,7 +255,7 @@ class HfRopePreTrainedModel(PreTrainedModel):
         complaints = [
             f"{verb} {', '.join(keys)}"
             for verb, name in (("lacks", "missing_keys"), ("also has", "unexpected_keys"))
-            if (keys := sorted(key for key in info[name] if ".position." in f".{key}"))
+            if (keys := positional(info[name], model.config.num_hidden_layers, info["missing_keys"]))
         ]
         nothing_fits = {*info["missing_keys"]} >= {*model.state_dict()}  # which transformers reports
         if complaints and not nothing_fits:
@@ -359,25 +267,55 @@ class HfRopePreTrainedModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
 
+def positional(keys: Collection[str], layers: int, missing: Collection[str]) -> list[str]:
+    """Those of some names of weights that are a scheme's, but for layers that only one of model and checkpoint has."""
+    found = []
+    for key in sorted(key for key in keys if ".position." in f".{key}"):
+        layer = re.match(r"(.*\blayers\.(\d+)\.)", key)
+        if layer and (int(layer[2]) >= layers or f"{layer[1]}attention.query.weight" in missing):
+            continue
+        found.append(key)
+    return found
+
+
 class HfRopeModel(HfRopePreTrainedModel):
     """The encoder, or with `config.is_decoder` the decoder: (B, L) ids -> (B, L, D) hidden states, and pooled (B, D).
 
-    A batch with padding, or with sequences packed into one row, is computed on its real tokens only, and each sequence
-    attends to itself; hidden states at padding are then zero. Under compile, export and tracing, with flex attention, a
-    4-D mask, a cache or an encoder's states, and where hidden states or attentions are recorded, padding is computed
-    and masked instead.
+    On a CPU a batch with padding, or with sequences packed into one row, is computed on its real tokens only, and
+    hidden states at padding are then zero; layout.py says where else, and how `unpad_inputs=False` prevents it.
 
     Args:
         config: the configuration.
         add_pooling_layer: whether to build the pooler.
+
+    `forward` takes:
+        input_ids: (B, L) int64; or `inputs_embeds`, (B, L, embedding_size).
+        attention_mask: (B, L), or with a cache (B, P + L), 1 at real tokens; or an additive or boolean
+            (B, 1, L, K), which then alone decides who sees whom.
+        token_type_ids: (B, L) int64, zeros if left out.
+        position_ids: (B or 1, L) int64 from 0; counted from the first real token if left out. Runs 0, 1, 2, ... one
+            after the other in a row are packed sequences, and each sees itself only. With a cache they must count
+            up by one, and the cached tokens' positions are counted from them.
+        encoder_hidden_states: (B, S, D), for a decoder with cross-attention, which is left out without them.
+        encoder_attention_mask: (B, S), 1 at the real ones of these states.
+        cache: what an earlier forward returned, holding P tokens; or an empty one to fill. `past_key_values` is
+            another name of it.
+        use_cache: whether to return the keys and values of all tokens, as projected; None for the configuration's.
+        cu_seq_lens_q: (sequences + 1,) int, the bounds of the sequences packed in a batch of one row; with it, if they
+            are known, `cu_seq_lens_k`, `max_length_q` and `max_length_k`, for attention functions that take them.
+        Further keywords reach the attention function.
     """
 
     needs_decoder = None
 
     def __init__(self, config, add_pooling_layer: bool = True):
         super().__init__(config)
+        size = config.embedding_size
         self.embeddings = HfRopeEmbeddings(config)
         self.position = SCHEMES[config.position_embedding_type](config)
+        self.embedding_norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.embedding_projection = nn.Linear(size, config.hidden_size) if size != config.hidden_size else nn.Identity()
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.layers = nn.ModuleList(HfRopeLayer(config, index) for index in range(config.num_hidden_layers))
         self.pooler = HfRopePooler(config) if add_pooling_layer else None
         self.gradient_checkpointing = False
@@ -405,25 +343,42 @@ class HfRopeModel(HfRopePreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Unpack[ForwardKwargs],
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        """Encodes a batch, or the next tokens of one.
+        """Encodes a batch, or the next tokens of one; the class says what each argument is."""
+        bounds = {key: value for key, value in kwargs.items() if key in BOUNDS and value is not None}
+        self.check(kwargs, bounds, encoder_hidden_states, cache)
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        batch, length = check_inputs(self.config, *inputs, cache)
+        x = self.embeddings(input_ids, token_type_ids, inputs_embeds)
+        layout = lay_out(
+            self.config,
+            self.position,
+            ATTENTIONS[self.config.attention_type],
+            x=x,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=cache,
+            use_cache=bool(use_cache and self.config.is_decoder),
+            bounds=bounds,
+            alone=encoder_hidden_states is None,
+            keep_dense=lambda: self.is_recorded(kwargs) or not self.config.unpad_inputs or is_observed(self.layers),
+        )
+        states_mask = encoder_mask(self.config, x, encoder_hidden_states, encoder_attention_mask)
+        x, shared, pairs = self.position(x, layout.position_ids, layout.everywhere, layout.places)
+        groups, plan = layout.flatten(shared, pairs)
+        x = layout.unpad(self.embedding_projection(self.dropout(self.embedding_norm(x))))
+        self.renew()
+        common: Any = {"groups": groups, "inside": layout.inside, "cache": layout.cache, **kwargs, **layout.bounds}
+        for layer in self.layers:
+            x = layer(x, layout.mask, encoder_hidden_states, states_mask, *plan, **common)
+        x = layout.pad(x, batch, length)
+        kept: dict[str, Any] = {CACHE: layout.cache}
+        pooled = self.pooler(x, attention_mask) if self.pooler is not None else None
+        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=x, pooler_output=pooled, **kept)
 
-        Args:
-            input_ids: (B, L) int64; or `inputs_embeds`, (B, L, embedding_size).
-            attention_mask: (B, L), or with a cache (B, P + L), 1 at real tokens; or an additive or boolean
-                (B, 1, L, K), which then alone decides who sees whom.
-            token_type_ids: (B, L) int64, zeros if left out.
-            position_ids: (B or 1, L) int64 from 0; counted from the first real token if left out. Runs 0, 1, 2, ... one
-                after the other in a row are packed sequences, and each sees itself only. With a cache they must count
-                up by one, and the cached tokens' positions are counted from them.
-            encoder_hidden_states: (B, S, D), for a decoder with cross-attention, which is left out without them.
-            encoder_attention_mask: (B, S), 1 at the real ones of these states.
-            cache: what an earlier forward returned, holding P tokens; or an empty one to fill. `past_key_values` is
-                another name of it.
-            use_cache: whether to return the keys and values of all tokens, as projected; None for the configuration's.
-            cu_seq_lens_q: (sequences + 1,) int, the bounds of the sequences packed in a batch of one row.
-        """
-        bounds = kwargs.get("cu_seq_lens_q")
-        warn_unread(kwargs, ForwardKwargs.__annotations__)
+    def check(self, kwargs: Mapping[str, Any], bounds: Mapping[str, Any], encoder_hidden_states, cache) -> None:
+        """Refuses arguments that do not go together, and warns of those that nothing reads."""
+        if own_function(self.config) is None:
+            warn_unread(kwargs, ForwardKwargs.__annotations__)
         check_decoding(self.config, cache, encoder_hidden_states, bounds)
         check_attentions(self.config, kwargs)
         if cache is not None and self.gradient_checkpointing and self.training:
@@ -431,93 +386,18 @@ class HfRopeModel(HfRopePreTrainedModel):
                 "A cache is given under gradient checkpointing, which would fill it twice: leave it out, or call "
                 "gradient_checkpointing_disable()."
             )
-        batch, length = check_inputs(
-            self.config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cache
-        )
-        source: Any = inputs_embeds if input_ids is None else input_ids
-        keep = attention_mask.bool() if attention_mask is not None and attention_mask.ndim == 2 else None
-        segments = None
-        if bounds is not None:
-            check_bounds(bounds, batch, length)
-            places = torch.arange(length, device=source.device)
-            segments = torch.bucketize(places, bounds[1:].to(places), right=True)[None]
-            if position_ids is None:
-                position_ids = places - bounds.to(places)[segments]
-        elif position_ids is not None and cache is None:
-            segments = find_packed_sequences(position_ids, keep)
-        if use_cache and self.config.is_decoder and cache is None and segments is None:
-            cache = new_cache(self.config)
-        position_ids, of_keys = self.place(position_ids, keep, cache, length, source.device)
 
-        recorded = self.is_recorded(kwargs)
-        alone = cache is None and encoder_hidden_states is None
-        if alone and self.is_compact(attention_mask, keep, segments, source, recorded):
-            keep = keep if keep is not None else torch.ones(batch, length, dtype=torch.bool, device=source.device)
-            layout = compact_layout(self.position, self.config, keep, position_ids, segments)
-            input_ids, token_type_ids, inputs_embeds = (
-                None if x is None else layout.unpad(x) for x in (input_ids, token_type_ids, inputs_embeds)
-            )
-            real_positions = layout.unpad(position_ids.expand(batch, length))
-            x = self.embeddings(input_ids, token_type_ids, real_positions, inputs_embeds, self.position)
-        else:
-            if self.position.max_length is not None and segments is None and is_tracing(source):
-                self.position.require_length(length, self.position.max_length)
-            x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, self.position)
-            layout = ATTENTIONS[self.config.attention_type].dense_layout(
-                *(self.position, self.config, x, attention_mask, position_ids, segments, recorded),
-                *(cache, of_keys),
-            )
-            if encoder_hidden_states is not None:
-                layout.encoder_mask = encoder_mask(self.config, x, encoder_hidden_states, encoder_attention_mask)
-
-        plan = layout.plan(x.dtype)
+    def renew(self) -> None:
+        """What changes before a forward in training; not in the layers, which checkpointing runs twice."""
         if self.training:
             for layer in self.layers:
                 attn: Any = layer.attention
-                attn.renew()  # not in the layer, which checkpointing runs twice
-        for layer in self.layers:
-            x = layer(x, layout, encoder_hidden_states, *plan)
-        x = layout.pad(x, batch, length)
-        kept: dict[str, Any] = {CACHE: cache}
-        return BaseModelOutputWithPoolingAndCrossAttentions(
-            last_hidden_state=x,
-            pooler_output=self.pooler(x, attention_mask) if self.pooler is not None else None,
-            **kept,
-        )
-
-    def place(self, position_ids, keep, cache, length: int, device) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The positions of the new tokens, (1 or B, L), and of all keys, (1 or B, K); None where these are the same."""
-        past = cached_length(cache)
-        size = past + length if cache is None else cache.get_mask_sizes(length, 0)[0]
-        grown = cache is not None and (isinstance(past, torch.Tensor) or past > 0 or size > length)
-        if position_ids is None:
-            positions = self.default_positions(past + length, keep, device)
-            if not grown or size == past + length:
-                return positions[:, past:], positions if grown else None
-            position_ids = positions[:, past:]
-        return position_ids, key_positions(position_ids, keep, past, size) if grown else None
-
-    def default_positions(self, length: int, keep: torch.Tensor | None, device) -> torch.Tensor:
-        """(1, L) or (B, L): 0 at the first real token of each row, so that padding on the left moves nothing."""
-        position_ids = torch.arange(length, device=device)[None]
-        anywhere = self.position.shift_invariant and (self.position.max_length is None or is_tracing(position_ids))
-        if keep is None or anywhere or (not is_tracing(keep) and bool(keep.all())):
-            return position_ids
-        first = keep.to(torch.int8).argmax(-1, keepdim=True)
-        return torch.where(keep, position_ids - first, 0)
+                attn.renew()
 
     def is_recorded(self, kwargs: Mapping[str, Any]) -> bool:
         """Whether the caller or the configuration asks for every layer's hidden states or attentions."""
         keys = ("output_hidden_states", "output_attentions")
-        return any(kwargs.get(key, getattr(self.config, key, False)) for key in keys)
-
-    def is_compact(self, attention_mask, keep, segments, source, recorded: bool) -> bool:
-        """Whether the batch is computed on its real tokens only."""
-        if recorded or is_tracing(source) or self.config._attn_implementation == "flex_attention":
-            return False
-        if keep is None:
-            return attention_mask is None and segments is not None
-        return bool(keep.any()) and (segments is not None or not bool(keep.all()))
+        return any(kwargs.get(key, getattr(self.config, key, False)) not in (None, False) for key in keys)
 
 
 class HfRopeLMHead(nn.Module):
@@ -530,9 +410,8 @@ class HfRopeLMHead(nn.Module):
         self.norm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
         self.decoder = nn.Linear(config.embedding_size, config.vocab_size)
 
-    def forward(self, x: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
-        x = self.norm(self.activation(self.dense(x)))
-        return self.decoder(x) if weight is None else F.linear(x, weight, self.decoder.bias)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.norm(self.activation(self.dense(x))))
 
 
 class HfRopeLM(HfRopePreTrainedModel):
@@ -552,16 +431,28 @@ class HfRopeLM(HfRopePreTrainedModel):
     def set_output_embeddings(self, new_embeddings):
         self.lm_head.decoder = new_embeddings
 
-    def shared_weight(self, only_loss: bool):
-        """`tied_weight` for a forward in which nothing but the loss leaves the model; else nothing is shared."""
-        return tied_weight(self.get_input_embeddings(), self.lm_head.decoder) if only_loss else nullcontext(())
+    def predict(self, x: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, L, D) and (B, L) labels -> logits (B, L, V), and the labels; or both at the labelled tokens alone.
+
+        The latter, (labelled, V) and (labelled,), in training where `config.sparse_prediction` says so, or where it
+        is None and their number is free to read.
+        """
+        if not self.training or is_tracing(labels) or not self.predicts_sparsely(labels):
+            return self.lm_head(x), labels
+        labelled = labels != -100
+        return self.lm_head(x[labelled.to(x.device)]), labels[labelled]
+
+    def predicts_sparsely(self, labels: torch.Tensor) -> bool:
+        if self.config.sparse_prediction is not None:
+            return self.config.sparse_prediction
+        return self.config.unpad_inputs and reads_are_free(labels) and not is_observed(self.lm_head)
 
 
 class HfRopeForMaskedLM(HfRopeLM):
     """The encoder with a masked-LM head.
 
-    In training with labels, only labelled tokens go through the head, and `logits` is None; in eval mode `logits` is
-    the full (B, L, V). The loss is the same either way.
+    In training with labels, on a CPU or with `sparse_prediction=True`, only labelled tokens go through the head, and
+    `logits` is None; else `logits` is the full (B, L, V). The loss is the same either way.
     """
 
     @can_return_tuple
@@ -576,29 +467,27 @@ class HfRopeForMaskedLM(HfRopeLM):
         **kwargs: Unpack[ForwardKwargs],
     ) -> MaskedLMOutput:
         """`labels`: (B, L) int64, -100 where no loss is taken; the other arguments as `HfRopeModel`."""
-        only_labelled = labels is not None and self.training and not is_tracing(labels)
-        with self.shared_weight(only_labelled and not self.model.is_recorded(kwargs)) as shared:
-            outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
-        x, loss, logits = outputs.last_hidden_state, None, None
-        check_labels(labels, x)
-        if labels is not None and only_labelled:
-            labelled = labels != -100
-            logits_there = self.lm_head(x[labelled], *shared)
-            loss = self.loss_function(logits_there, labels[labelled], self.config.vocab_size, **kwargs)
+        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        check_labels(labels, outputs.last_hidden_state)
+        if labels is None:
+            loss, logits = None, self.lm_head(outputs.last_hidden_state)
         else:
-            logits = self.lm_head(x)
-            if labels is not None:
-                loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
+            logits, labels = self.predict(outputs.last_hidden_state, at_real_tokens(labels, attention_mask))
+            loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
         return MaskedLMOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+            loss=loss,
+            logits=logits if logits.ndim == 3 else None,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
 
 class HfRopeForCausalLM(HfRopeLM, GenerationMixin):
     """The decoder with a head that predicts the next token, and `generate`.
 
-    In training with labels, only tokens with a label to predict go through the head, and `logits` is None; in eval mode
-    `logits` is the full (B, L, V). The loss is the same either way. A loss needs no cache, and none is made.
+    In training with labels, on a CPU or with `sparse_prediction=True`, only tokens with a label to predict go through
+    the head, and `logits` is None; else `logits` is the full (B, L, V). The loss is the same either way. It needs no
+    cache, and none is made.
     """
 
     needs_decoder = True
@@ -628,44 +517,43 @@ class HfRopeForCausalLM(HfRopeLM, GenerationMixin):
             logits_to_keep: how many of the last tokens get logits, or their numbers; 0 for all. Not with labels.
             shift_labels: (B, L) int64, in the place of `labels`: what token i predicts, or -100.
         """
-        following = kwargs.pop("shift_labels", None)
-        given = labels if following is None else following
+        shift_labels = kwargs.pop("shift_labels", None)
+        given = labels if shift_labels is None else shift_labels
         if given is not None:
             check_kept(logits_to_keep)
         if use_cache is None and (given is not None or self.training):
             use_cache = False
-        only_labelled = given is not None and self.training and not is_tracing(given)
-        with self.shared_weight(only_labelled and not self.model.is_recorded(kwargs)) as shared:
-            outputs = self.model(
-                *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
-                *(encoder_hidden_states, encoder_attention_mask, cache),
-                use_cache=use_cache,
-                **kwargs,
-            )
-        x, loss, logits = outputs.last_hidden_state, None, None
-        if given is not None:
-            check_labels(given, x)
-            following = next_labels(given, attention_mask) if following is None else following
-            if only_labelled:
-                labelled = following != -100
-                loss = self.next_token_loss(self.lm_head(x[labelled], *shared), following[labelled], **kwargs)
-            else:
-                logits = self.lm_head(x)
-                loss = self.next_token_loss(logits, following, **kwargs)
-        else:
+        outputs = self.model(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            cache=cache,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        x = outputs.last_hidden_state
+        check_labels(given, x)
+        if given is None:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(x[:, kept])
+            loss, logits = None, self.lm_head(x[:, kept])
+        else:
+            wanted = at_real_tokens(given, attention_mask)
+            if shift_labels is None:
+                wanted = at_real_tokens(next_labels(wanted), attention_mask)  # neither predicted nor predicting
+            logits, wanted = self.predict(x, wanted)
+            loss = self.loss_function(logits, None, self.config.vocab_size, shift_labels=wanted, **kwargs)
         return CausalLMOutputWithCrossAttentions(
             loss=loss,
-            logits=logits,
+            logits=logits if logits.ndim == 3 else None,
             **{CACHE: getattr(outputs, CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
         )
-
-    def next_token_loss(self, logits: torch.Tensor, following: torch.Tensor, **kwargs) -> torch.Tensor:
-        return self.loss_function(logits, None, self.config.vocab_size, shift_labels=following, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, mode, batch_size, max_cache_length):
         """As transformers' own; `generate` calls it before the first forward, with all lengths known.
@@ -681,12 +569,16 @@ class HfRopeForCausalLM(HfRopeLM, GenerationMixin):
         return prepare(generation_config, model_kwargs, mode, batch_size, max_cache_length)
 
 
-def next_labels(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """(B, L) -> (B, L): the label that each token is to predict, the next one; -100 at the end and at padding."""
-    following = F.pad(labels[:, 1:], (0, 1), value=-100)
+def next_labels(labels: torch.Tensor) -> torch.Tensor:
+    """(B, L) -> (B, L): the label that each token is to predict, the next one; -100 at the end."""
+    return F.pad(labels[:, 1:], (0, 1), value=-100)
+
+
+def at_real_tokens(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """(B, L) labels, -100 at padding, which is in no loss."""
     if attention_mask is None or attention_mask.ndim != 2:
-        return following
-    return following.masked_fill(attention_mask[:, -labels.shape[1] :] == 0, -100)
+        return labels
+    return labels.masked_fill(attention_mask[:, -labels.shape[1] :].to(labels.device) == 0, -100)
 
 
 def classifier_dropout(config) -> nn.Dropout:
@@ -736,7 +628,7 @@ class HfRopeForSequenceClassification(HfRopePreTrainedModel):
         """(B, L, D) -> (B, D): the mean of the real tokens."""
         if attention_mask is None or attention_mask.ndim != 2:
             return x.mean(1)
-        weights = attention_mask.bool()[..., None].to(x.dtype)
+        weights = attention_mask.bool()[..., None].to(x)
         return (x * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
@@ -765,7 +657,9 @@ class HfRopeForTokenClassification(HfRopePreTrainedModel):
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         check_labels(labels, outputs.last_hidden_state)
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
-        loss = None if labels is None else self.loss_function(logits, labels, self.config, **kwargs)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, at_real_tokens(labels, attention_mask), self.config, **kwargs)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -792,9 +686,17 @@ class HfRopeForQuestionAnswering(HfRopePreTrainedModel):
         end_positions: torch.Tensor | None = None,
         **kwargs: Unpack[ForwardKwargs],
     ) -> QuestionAnsweringModelOutput:
-        """`start_positions` and `end_positions`: (B,) int64 token indices; an index beyond the input takes no loss."""
+        """`start_positions` and `end_positions`: (B,) int64 token indices; one beyond the input takes no loss.
+
+        Padding counts as beyond the input, and its logits are the smallest number.
+        """
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
-        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)
+        logits = self.qa_outputs(outputs.last_hidden_state)
+        if attention_mask is not None and attention_mask.ndim == 2:
+            real = attention_mask.to(logits.device).bool()
+            logits = logits.masked_fill(~real[..., None], torch.finfo(logits.dtype).min)
+            start_positions, end_positions = (beyond_padding(x, real) for x in (start_positions, end_positions))
+        start_logits, end_logits = logits.unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
             loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)
@@ -805,6 +707,15 @@ class HfRopeForQuestionAnswering(HfRopePreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+def beyond_padding(places: torch.Tensor | None, real: torch.Tensor) -> torch.Tensor | None:
+    """(B,) token indices, L where one points at padding, and (B, L) bool, True at real tokens -> (B,)."""
+    if places is None:
+        return None
+    places = places.reshape(-1).to(real.device)  # (B, 1) from some collators, as transformers' own losses take
+    inside = real.gather(-1, places.clamp(0, real.shape[-1] - 1)[:, None])[:, 0]
+    return torch.where(inside, places, real.shape[-1])
 
 
 class HfRopeForMultipleChoice(HfRopePreTrainedModel):

@@ -2,7 +2,7 @@
 
 import torch
 
-from .position_base import DistanceBias, distance_index
+from .relative import DistanceBias
 
 
 class AlibiPosition(DistanceBias):
@@ -14,13 +14,10 @@ class AlibiPosition(DistanceBias):
 
     kind = "RPE"
 
-    def plan(self, query_positions, key_positions, dtype):
+    def bias_of(self, distance, dtype):
         precision = torch.promote_types(dtype, torch.float32)
-        device = query_positions.device
-        reach, index = distance_index(query_positions, key_positions)
-        size = torch.arange(-reach, reach + 1, device=device).abs().to(precision)
-        slopes = torch.tensor(alibi_slopes(self.num_heads), dtype=precision, device=device)
-        return (self.spread((-slopes[:, None] * size).to(dtype), index),)
+        slopes = torch.tensor(alibi_slopes(self.num_heads), dtype=precision, device=distance.device)
+        return (distance.abs().to(precision)[..., None] * -slopes).to(dtype)
 
 
 def alibi_slopes(num_heads: int) -> list[float]:

@@ -7,11 +7,11 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers.utils.import_utils import is_torchdynamo_exporting
 
-from .position_base import distance_index, distance_scores, distance_scores_by_key
 from .position_learned import WithAbsoluteTable
+from .relative import ContentScheme, ContentScore
 
 
-class DebertaPosition(WithAbsoluteTable):
+class DebertaPosition(ContentScheme, WithAbsoluteTable):
     """s_ij = [Qc_i . Kc_j + Qc_i . Kr_delta + Kc_j . Qr_delta] / sqrt(3d), delta = clamp(i - j + k, 0, 2k - 1).
 
     The divisor is sqrt(d * (1 + number of position terms)). The paper indexes the last term with delta(j, i); the
@@ -21,7 +21,6 @@ class DebertaPosition(WithAbsoluteTable):
     """
 
     kind = "RPE"
-    by_content = True
 
     @strict
     @dataclass
@@ -43,16 +42,11 @@ class DebertaPosition(WithAbsoluteTable):
 
     def __init__(self, config):
         super().__init__(config)
-        size, layers = config.hidden_size, config.num_hidden_layers
-        self.reach = self.options.position_buckets or self.options.max_relative_positions
-        self.embeddings = nn.Embedding(2 * self.reach, size)
+        size = config.hidden_size
+        self.farthest = self.options.position_buckets or self.options.max_relative_positions
+        self.embeddings = nn.Embedding(2 * self.farthest, size)
         self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps) if self.options.norm_rel_ebd else nn.Identity()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        if not self.options.share_att_key:
-            if "c2p" in self.options.pos_att_type:
-                self.key_projections = nn.ModuleList(nn.Linear(size, size) for _ in range(layers))
-            if "p2c" in self.options.pos_att_type:
-                self.query_projections = nn.ModuleList(nn.Linear(size, size) for _ in range(layers))
 
     @classmethod
     def check(cls, config, options):
@@ -70,48 +64,60 @@ class DebertaPosition(WithAbsoluteTable):
                 f"it below max_relative_positions - 1, {options.max_relative_positions - 1}."
             )
 
-    def scaling(self):
-        return (self.head_dim * (1 + len(self.options.pos_att_type))) ** -0.5
+    @classmethod
+    def for_layer(cls, config, layer_idx):
+        return LayerDeberta(config, cls.Options(**config.position_options))
 
-    def plan(self, query_positions, key_positions, dtype):
-        """The normed table, (2k, D), its row for each distance j - i, (2s+1,), and the index of the pairs."""
-        reach, index = distance_index(query_positions, key_positions)
-        behind = torch.arange(reach, -reach - 1, -1, device=query_positions.device)
+    def row_of(self, distance):
+        behind = -distance
         if self.options.position_buckets:
             behind = log_bucket(behind, self.options.position_buckets, self.options.max_relative_positions)
-        rows = (behind + self.reach).clamp(0, 2 * self.reach - 1)
-        return self.dropout(self.norm(self.embeddings.weight)), rows, *index
+        return (behind + self.farthest).clamp(0, 2 * self.farthest - 1)
 
-    def layer_plan(self, plan, attn):
-        """The table for each term, (H, E, 2s+1), backwards for p2c, and the index of the pairs."""
-        table, rows, *index = plan
+    def share(self, everywhere, dtype):
+        """The normed table, (2k, D), and the rows that are needed, (2 * reach + 1,), or nothing more for all."""
+        rows = torch.arange(2 * self.farthest, device=everywhere.queries.device)
+        return self.dropout(self.norm(self.embeddings(rows))), *super().share(everywhere, dtype)
+
+
+class LayerDeberta(ContentScore):
+    """One layer's projections of the table: its own, or those of its queries and keys."""
+
+    def __init__(self, config, options):
+        super().__init__(config)
+        self.by_query, self.by_key = "c2p" in options.pos_att_type, "p2c" in options.pos_att_type
+        self.terms = len(options.pos_att_type)
+        self.share_att_key = options.share_att_key
+        if not options.share_att_key:
+            size = config.hidden_size
+            if self.by_query:
+                self.key_projection = nn.Linear(size, size)
+            if self.by_key:
+                self.query_projection = nn.Linear(size, size)
+
+    def scaling(self):
+        return (self.head_dim * (1 + self.terms)) ** -0.5
+
+    def forward(self, query, key, value, shared, project):
         tables = []
-        if "c2p" in self.options.pos_att_type:
-            project = attn.project_key if self.options.share_att_key else self.key_projections[attn.layer_idx]
-            tables.append(self.by_distance(project, table, rows))
-        if "p2c" in self.options.pos_att_type:
-            project = attn.project_query if self.options.share_att_key else self.query_projections[attn.layer_idx]
-            tables.append(self.by_distance(project, table, rows.flip(0)))
-        return *tables, *index
+        if self.by_query:
+            tables.append(self.columns(project if self.share_att_key else self.own, "key", *shared))
+        if self.by_key:
+            tables.append(self.columns(project if self.share_att_key else self.own, "query", *shared))
+        return super().forward(query, key, value, shared, project)._replace(tables=tuple(tables))
 
-    def by_distance(self, project, table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Projects the table's rows, the fewer of all and those asked for: (2k, D), (R,) -> (H, E, R), scaled.
+    def own(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        return self.key_projection(rows) if name == "key" else self.query_projection(rows)
+
+    def columns(self, project, name: str, table: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """(2k, D), (R,) -> (H, E, R), scaled: of the table's rows and those asked for, the fewer are projected.
 
         An exported graph projects all: which are fewer depends on the length, and it is for any.
         """
-        few = not is_torchdynamo_exporting() and len(rows) < len(table)
-        projected = project(table[rows] if few else table).unflatten(-1, (self.num_heads, self.head_dim))
+        few = rows is not None and not is_torchdynamo_exporting() and len(rows) < len(table)
+        projected = project(name, table[rows] if few else table).unflatten(-1, (self.num_heads, self.head_dim))
         by_head = (projected * self.scaling()).permute(1, 2, 0)
-        return by_head if few else by_head[..., rows]
-
-    def score_term(self, query, key, plan, attn, start=0):
-        terms = []
-        tables, index = plan[: len(self.options.pos_att_type)], plan[len(self.options.pos_att_type) :]
-        if "c2p" in self.options.pos_att_type:
-            terms.append(distance_scores(query, tables[0], index, start))
-        if "p2c" in self.options.pos_att_type:
-            terms.append(distance_scores_by_key(key, tables[-1], index, start, query.shape[-2]))
-        return terms[0] if len(terms) == 1 else terms[0].add_(terms[1])
+        return by_head if few or rows is None else by_head[..., rows]
 
 
 def log_bucket(behind: torch.Tensor, buckets: int, max_position: int) -> torch.Tensor:
@@ -119,6 +125,7 @@ def log_bucket(behind: torch.Tensor, buckets: int, max_position: int) -> torch.T
     middle = buckets // 2
     size = behind.abs()
     # Both logarithms in float32, so that |r| = max - 1 gives exactly 1 and not a bucket more.
-    ratio = torch.log(size.clamp(min=1) / middle) / torch.log(torch.tensor((max_position - 1) / middle))
+    farthest = torch.log(torch.full((), (max_position - 1) / middle, device=behind.device))
+    ratio = torch.log(size.clamp(min=1) / middle) / farthest
     far = torch.ceil(ratio * (middle - 1)).long() + middle
     return torch.where(size <= middle, behind, far * behind.sign())

@@ -2,12 +2,12 @@
 
 import torch
 from torch import nn
-from transformers import initialization as init
 
-from .position_base import PositionScheme, distance_index, distance_scores, distance_scores_by_key
+from .device import reads_are_free
+from .relative import ContentScheme, ContentScore, distances
 
 
-class RelativeKeyPosition(PositionScheme):
+class RelativeKeyPosition(ContentScheme):
     """s_ij = (q_i . k_j + q_i . a_{i-j}) / sqrt(d): BERT's `relative_key` of transformers 4.
 
     Table of 2 * max_position_embeddings - 1 rows a layer, row i - j + max_position_embeddings - 1, shared by the heads.
@@ -15,37 +15,56 @@ class RelativeKeyPosition(PositionScheme):
     """
 
     kind = "RPE"
-    by_content = True
 
-    def __init__(self, config):
-        super().__init__(config)
-        rows = 2 * config.max_position_embeddings - 1
-        self.distance_embeddings = nn.Parameter(torch.empty(config.num_hidden_layers, rows, self.head_dim))
+    @classmethod
+    def for_layer(cls, config, layer_idx):
+        return LayerRelativeKey(config)
 
     @property
     def max_length(self):
         return self.config.max_position_embeddings
 
-    def init_weights(self, std):
-        init.normal_(self.distance_embeddings, std=std)
+    def row_of(self, distance):
+        return self.max_length - 1 - distance
 
-    def plan(self, query_positions, key_positions, dtype):
-        """Each layer's rows for the distances j - i that occur, (layers, 2s+1, E), and the index of the pairs."""
-        reach, index = distance_index(query_positions, key_positions)
-        self.require_length(reach + 1, self.max_length)
-        behind = torch.arange(reach, -reach - 1, -1, device=query_positions.device)
-        return self.distance_embeddings.index_select(1, behind + self.max_length - 1), *index
+    def share(self, everywhere, dtype):
+        return super().share(self.within(everywhere), dtype)
 
-    def score_term(self, query, key, plan, attn, start=0):
-        table, *index = plan
-        return distance_scores(query * self.scaling(), table[attn.layer_idx].T, index, start)
+    def compare(self, places, dtype):
+        if places.consecutive:
+            self.require_length(places.queries.shape[-1])
+        elif reads_are_free(places.queries):
+            self.require_length(int(distances(places).abs().max()) + 1)
+        return super().compare(self.within(places), dtype)
+
+    def within(self, places):
+        """No farther than the table: a static cache, or padding, is longer than the tokens in it."""
+        return places if places.reach is None else places._replace(reach=min(places.reach, self.max_length - 1))
+
+
+class LayerRelativeKey(ContentScore):
+    """One layer's table."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.distance_embeddings = nn.Embedding(2 * config.max_position_embeddings - 1, self.head_dim)
+
+    def forward(self, query, key, value, shared, project):
+        rows = shared[0] if shared else torch.arange(self.distance_embeddings.num_embeddings, device=query.device)
+        states = super().forward(query, key, value, shared, project)
+        table = (self.distance_embeddings(rows) * self.scaling()).T
+        return states._replace(tables=(table,) * (self.by_query + self.by_key))
 
 
 class RelativeKeyQueryPosition(RelativeKeyPosition):
     """s_ij = (q_i . k_j + q_i . a_{i-j} + k_j . a_{i-j}) / sqrt(d): BERT's `relative_key_query` of transformers 4."""
 
-    def score_term(self, query, key, plan, attn, start=0):
-        table, *index = plan
-        backwards = table[attn.layer_idx].flip(0).T
-        by_key = distance_scores_by_key(key * self.scaling(), backwards, index, start, query.shape[-2])
-        return super().score_term(query, key, plan, attn, start).add_(by_key)
+    @classmethod
+    def for_layer(cls, config, layer_idx):
+        return LayerRelativeKeyQuery(config)
+
+
+class LayerRelativeKeyQuery(LayerRelativeKey):
+    """The same table, times queries and keys."""
+
+    by_key = True

@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils.import_utils import is_tracing
 
-from .position_base import PositionScheme, find_packed_sequences
+from .position_base import LayerPosition, PositionScheme, States
 
 
 class RotaryPosition(PositionScheme):
@@ -63,6 +63,10 @@ class RotaryPosition(PositionScheme):
                     f"rope_parameters[{name!r}] has {len(factors)} numbers and needs one a rotated pair, {size // 2}."
                 )
 
+    @classmethod
+    def for_layer(cls, config, layer_idx):
+        return LayerRotary(config, cls.Options(**config.position_options))
+
     @property
     def shift_invariant(self):
         return not self.options.rotary_value and self.length_independent
@@ -72,20 +76,27 @@ class RotaryPosition(PositionScheme):
         """Not where frequencies follow the length: past the first length, a cache is an approximation."""
         return self.config.rope_parameters["rope_type"] not in ("dynamic", "longrope")
 
-    def plan(self, query_positions, key_positions, dtype):
+    def share(self, everywhere, dtype):
         """The queries' turns, then the keys': complex (B or 1, 1, L, d/2), or cosines and sines under tracing."""
-        query = self.turns(query_positions, dtype)
-        return query + (query if key_positions is query_positions else self.turns(key_positions, dtype))
+        query = self.turns(everywhere.queries, everywhere.segments, dtype)
+        if everywhere.keys is everywhere.queries:
+            return query + query
+        return query + self.turns(everywhere.keys, everywhere.segments, dtype)
 
-    def turns(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    def turns(
+        self, positions: torch.Tensor, segments: torch.Tensor | None, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, ...]:
         precision = torch.promote_types(dtype, torch.float32)
-        frequencies, factor = self.frequencies(positions, precision)
+        frequencies, factor = self.frequencies(positions, precision, segments)
         angles = (positions[..., None].to(precision) * frequencies)[:, None]
-        if self.options.pairing == "halves" or is_tracing(positions):
+        if is_tracing(positions):
             return angles.cos() * factor, angles.sin() * factor
+        # Complex also because mixed precision, such as FSDP's, casts the floats that go to a layer, and not these.
         return (torch.polar(torch.full_like(angles, factor), angles),)
 
-    def frequencies(self, positions: torch.Tensor, precision: torch.dtype) -> tuple[torch.Tensor, float]:
+    def frequencies(
+        self, positions: torch.Tensor, precision: torch.dtype, segments: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, float]:
         """Angle a position, (d/2,) or (B, L, d/2) where it follows the sequence's length, and the factor on q and k."""
         parameters = self.config.rope_parameters
         rope_type = parameters["rope_type"]
@@ -95,30 +106,41 @@ class RotaryPosition(PositionScheme):
             return parameters["rope_theta"] ** -exponents, 1.0
         compute = ROPE_INIT_FUNCTIONS[rope_type]
         if rope_type == "dynamic":
-            frequencies, factor = compute(self.config, positions.device, seq_len=sequence_lengths(positions))
+            lengths = sequence_lengths(positions, segments)
+            frequencies, factor = compute(self.config, positions.device, seq_len=lengths)
         elif rope_type == "longrope":
             limit = parameters["original_max_position_embeddings"]
             short, factor = compute(self.config, positions.device)
             long, _ = compute(self.config, positions.device, seq_len=limit + 1)
-            frequencies = torch.where(sequence_lengths(positions) > limit, long, short)
+            frequencies = torch.where(sequence_lengths(positions, segments) > limit, long, short)
         else:
             frequencies, factor = compute(self.config, positions.device)
         return frequencies.to(precision), factor
 
-    def rotate(self, query, key, value, plan, attn):
-        middle = len(plan) // 2
-        query, turned = self.turn(query, plan[:middle]), self.turn(key, plan[middle:])
-        return query, turned, self.turn(value, plan[middle:]) if self.options.rotary_value else value
+
+class LayerRotary(LayerPosition):
+    """The rotation itself; no parameters."""
+
+    def __init__(self, config, options):
+        super().__init__(config)
+        self.halves, self.rotary_value = options.pairing == "halves", options.rotary_value
+
+    def forward(self, query, key, value, shared, project):
+        middle = len(shared) // 2
+        for_query, for_key = shared[:middle], shared[middle:]
+        if self.rotary_value:
+            value = self.turn(value, for_key)
+        return States(self.turn(query, for_query), self.turn(key, for_key), value)
 
     def turn(self, x: torch.Tensor, turns: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """(B,H,L,E) -> (B,H,L,E): the first 2 * turns.shape[-1] components turned, the rest as they were."""
         size = 2 * turns[0].shape[-1]
         part = x[..., :size].to(turns[0].real.dtype)
-        if turns[0].is_complex():
+        if turns[0].is_complex() and not self.halves:  # one product of complex numbers, a pair each
             turned = torch.view_as_real(torch.view_as_complex(part.unflatten(-1, (-1, 2))) * turns[0])
         else:
-            cos, sin = turns
-            pair_dim, shape = (-2, (2, -1)) if self.options.pairing == "halves" else (-1, (-1, 2))
+            cos, sin = (turns[0].real, turns[0].imag) if turns[0].is_complex() else turns
+            pair_dim, shape = (-2, (2, -1)) if self.halves else (-1, (-1, 2))
             first, second = part.unflatten(-1, shape).unbind(pair_dim)
             turned = torch.stack((first * cos - second * sin, second * cos + first * sin), pair_dim)
         turned = turned.flatten(-2).to(x.dtype)
@@ -132,10 +154,14 @@ def rotary_size(config) -> int:
     return int(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
 
 
-def sequence_lengths(positions: torch.Tensor) -> torch.Tensor:
-    """(B, L) -> (B, L or 1, 1): the largest position of each token's own sequence, plus one."""
-    segments = find_packed_sequences(positions)
+def sequence_lengths(positions: torch.Tensor, segments: torch.Tensor | None) -> torch.Tensor:
+    """(B or 1, L) -> (B, L or 1, 1): the largest position of each token's own sequence, plus one.
+
+    `segments` are (B, L), the number of each token's sequence; None where a row is one sequence.
+    """
     if segments is None:
         return positions.amax(-1)[:, None, None] + 1
-    largest = torch.zeros(positions.shape[0], positions.shape[-1] + 1, dtype=positions.dtype, device=positions.device)
+    batch, length = segments.shape
+    largest = torch.zeros(batch, length + 1, dtype=positions.dtype, device=positions.device)
+    positions = positions.expand(batch, length)
     return largest.scatter_reduce(-1, segments, positions, "amax").gather(-1, segments)[..., None] + 1

@@ -5,19 +5,19 @@ from dataclasses import dataclass
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import initialization as init
 
-from .position_base import PositionScheme, distances, take_columns
+from .relative import ContentScheme, ContentScore
 
 
-class ShawPosition(PositionScheme):
+class ShawPosition(ContentScheme):
     """s_ij = q_i . (k_j + aK_r) / sqrt(d), z_i = sum_j alpha_ij (v_j + aV_r), with r = clip(j - i, -k, k).
 
     2k+1 rows for keys and for values in each layer, shared by the heads. No length limit.
     """
 
     kind = "RPE"
-    by_content = True
+    changes_values = True
+    by_pair = True
 
     @strict
     @dataclass
@@ -26,13 +26,6 @@ class ShawPosition(PositionScheme):
 
         max_distance: int = 16
         relative_values: bool = True
-
-    def __init__(self, config):
-        super().__init__(config)
-        shape = (config.num_hidden_layers, 2 * self.options.max_distance + 1, self.head_dim)
-        self.relative_keys = nn.Parameter(torch.empty(shape))
-        if self.options.relative_values:
-            self.relative_values = nn.Parameter(torch.empty(shape))
 
     @classmethod
     def check(cls, config, options):
@@ -45,22 +38,40 @@ class ShawPosition(PositionScheme):
             return ("eager",)
         return ("eager", "sdpa", "flex_attention")
 
-    def init_weights(self, std):
-        for table in self.parameters(recurse=False):
-            init.normal_(table, std=std)
+    @classmethod
+    def for_layer(cls, config, layer_idx):
+        return LayerShaw(config, cls.Options(**config.position_options))
 
-    def plan(self, query_positions, key_positions, dtype):
+    def row_of(self, distance):
         k = self.options.max_distance
-        return (distances(query_positions, key_positions).clamp(-k, k) + k,)
+        return distance.clamp(-k, k) + k
 
-    def score_term(self, query, key, plan, attn, start=0):
-        by_distance = query @ self.relative_keys[attn.layer_idx].T * self.scaling()
-        return take_columns(by_distance, plan[0][:, start : start + query.shape[-2]])
 
-    def value_term(self, probabilities, plan, attn, start=0):
-        if not self.options.relative_values:
+class LayerShaw(ContentScore):
+    """One layer's tables."""
+
+    def __init__(self, config, options):
+        super().__init__(config)
+        rows = 2 * options.max_distance + 1
+        self.relative_keys = nn.Embedding(rows, self.head_dim)
+        self.relative_values = nn.Embedding(rows, self.head_dim) if options.relative_values else None
+
+    def forward(self, query, key, value, shared, project):
+        rows = torch.arange(self.relative_keys.num_embeddings, device=query.device)
+        tables = [(self.relative_keys(rows) * self.scaling()).T]
+        if self.relative_values is not None:
+            tables.append(self.relative_values(rows))
+        return super().forward(query, key, value, shared, project)._replace(tables=tuple(tables))
+
+    def value_term(self, states, pairs, start):
+        if len(states.tables) == 1:
             return None
-        table = self.relative_values[attn.layer_idx]
-        index = plan[0][:, None, start : start + probabilities.shape[-2]].expand_as(probabilities)
-        by_distance = probabilities.new_zeros(*probabilities.shape[:3], len(table))
-        return by_distance.scatter_add(-1, index, probabilities) @ table
+        table = states.tables[1]
+
+        def by_distance(probabilities: torch.Tensor) -> torch.Tensor:
+            """Sums the probabilities of each distance, (B,H,Q,2k+1), times its row: the fewer products."""
+            index = pairs[:, None, start : start + probabilities.shape[-2]].expand_as(probabilities)
+            sums = probabilities.new_zeros(*probabilities.shape[:3], len(table))
+            return sums.scatter_add(-1, index, probabilities) @ table
+
+        return by_distance

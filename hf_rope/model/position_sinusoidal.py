@@ -2,7 +2,8 @@
 
 import torch
 
-from .position_base import PositionScheme, sinusoid
+from .position_base import PositionScheme
+from .relative import sinusoid
 
 
 class SinusoidalPosition(PositionScheme):

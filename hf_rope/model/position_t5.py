@@ -7,8 +7,8 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 
-from .position_base import DistanceBias, distance_index
 from .position_learned import WithAbsoluteTable
+from .relative import DistanceBias
 
 
 class T5Position(DistanceBias, WithAbsoluteTable):
@@ -40,8 +40,8 @@ class T5Position(DistanceBias, WithAbsoluteTable):
     def check(cls, config, options):
         check_buckets(options.num_buckets, options.max_distance)
 
-    def plan(self, query_positions, key_positions, dtype):
-        return (self.spread(*bucket_bias(self.bias, query_positions, key_positions, self.options.max_distance)),)
+    def bias_of(self, distance, dtype):
+        return self.bias(bucket(distance, self.options.num_buckets, self.options.max_distance))
 
 
 def check_buckets(num_buckets: int, max_distance: int) -> None:
@@ -62,12 +62,3 @@ def bucket(distance: torch.Tensor, num_buckets: int, max_distance: int) -> torch
     beyond = torch.log(size.clamp(min=1).float() / exact) / math.log(max_distance / exact) * (half - exact)
     beyond = (exact + beyond.long()).clamp(max=half - 1)
     return (distance > 0) * half + torch.where(size < exact, size, beyond)
-
-
-def bucket_bias(
-    table: nn.Embedding, query_positions: torch.Tensor, key_positions: torch.Tensor, max_distance: int
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """(H, 2s+1): the bias of each distance's bucket, from -s to s, and the index of `distance_index`."""
-    reach, index = distance_index(query_positions, key_positions)
-    distance = torch.arange(-reach, reach + 1, device=query_positions.device)
-    return table(bucket(distance, table.num_embeddings, max_distance)).T, index

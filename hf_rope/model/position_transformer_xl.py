@@ -4,11 +4,11 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .bare import is_bare
-from .position_base import PositionScheme, distance_index, distance_scores, sinusoid
+from .position_base import States
+from .relative import ContentScheme, ContentScore, sinusoid
 
 
-class TransformerXLPosition(PositionScheme):
+class TransformerXLPosition(ContentScheme):
     """s_ij = [(q_i + u) . k_j + (q_i + v) . (W_R R_{i-j})] / sqrt(d), for i - j of either sign.
 
     R_{i-j} is the sinusoid of the signed distance, sines first and then cosines, of width D. W_R (D, D) without bias,
@@ -16,16 +16,6 @@ class TransformerXLPosition(PositionScheme):
     """
 
     kind = "RPE"
-    by_content = True
-
-    def __init__(self, config):
-        super().__init__(config)
-        layers = config.num_hidden_layers
-        self.projections = nn.ModuleList(
-            nn.Linear(config.hidden_size, config.hidden_size, bias=False) for _ in range(layers)
-        )
-        self.content_bias = nn.Parameter(torch.empty(layers, self.num_heads, self.head_dim))
-        self.position_bias = nn.Parameter(torch.empty(layers, self.num_heads, self.head_dim))
 
     @classmethod
     def check(cls, config, options):
@@ -35,31 +25,57 @@ class TransformerXLPosition(PositionScheme):
                 f"got {config.hidden_size}."
             )
 
+    @classmethod
+    def for_layer(cls, config, layer_idx):
+        return LayerTransformerXL(config)
+
+    def row_of(self, distance):
+        """Rows are distances, i - j."""
+        return -distance
+
+    def share(self, everywhere, dtype):
+        """R of the distances from -reach to reach, (2 * reach + 1, D); where these are not known, of both positions.
+
+        The latter are (B or 1, Q, D) and (B or 1, K, D): by the addition theorem they give R of any difference.
+        """
+        rows = super().share(everywhere, dtype) or (everywhere.queries, everywhere.keys)
+        return tuple(torch.cat(sinusoid(x, self.config.hidden_size, dtype), dim=-1) for x in rows)
+
+    def compare(self, places, dtype):
+        return None if places.reach is None else super().compare(places, dtype)
+
+
+class LayerTransformerXL(ContentScore):
+    """One layer's W_R, u and v. `relative` is W_R, a parameter and no linear layer, since it is applied either way."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.relative = nn.Parameter(torch.empty(config.hidden_size, config.hidden_size))
+        self.content_bias = nn.Parameter(torch.empty(self.num_heads, self.head_dim))
+        self.position_bias = nn.Parameter(torch.empty(self.num_heads, self.head_dim))
+
     def init_weights(self, std):
-        for bias in self.parameters(recurse=False):
-            init.normal_(bias, std=std)
+        for parameter in self.parameters(recurse=False):
+            init.normal_(parameter, std=std)
 
-    def plan(self, query_positions, key_positions, dtype):
-        """R for the distances j - i that occur, (2s+1, D), and the index of the pairs."""
-        reach, index = distance_index(query_positions, key_positions)
-        behind = torch.arange(reach, -reach - 1, -1, device=query_positions.device)
-        return torch.cat(sinusoid(behind, self.config.hidden_size, dtype), dim=-1), *index
+    def forward(self, query, key, value, shared, project):
+        weight = self.relative.unflatten(0, (self.num_heads, self.head_dim))  # (H, E, D)
+        asking = (query + self.position_bias[:, None]) * self.scaling()
+        query = query + self.content_bias[:, None]
+        if len(shared) == 2:
+            # With y = W_R^T (q_i + v), in halves that meet sines and cosines, the term is a sum over frequencies of
+            # y_s sin((i-j)w) + y_c cos((i-j)w) = (y_s sin iw + y_c cos iw) cos jw + (y_c sin iw - y_s cos iw) sin jw.
+            by_sin, by_cos = (asking @ weight).chunk(2, dim=-1)
+            sin, cos = shared[0][:, None].chunk(2, dim=-1)
+            turned = torch.cat((by_cos * sin - by_sin * cos, by_sin * sin + by_cos * cos), dim=-1)
+            return States(query, key, value, by_token=(turned, shared[1][:, None].expand(len(key), -1, -1, -1)))
+        if query.shape[-2] == 1:  # a decoder's next token: W_R^T (q + v), one row, instead of W_R R, one a distance
+            return States(query, key, value, by_token=(asking @ weight,), tables=(shared[0].T,))
+        table = (shared[0] @ self.relative.T).unflatten(-1, (self.num_heads, self.head_dim)).permute(1, 2, 0)
+        return States(query, key, value, by_token=(asking,), tables=(table,))
 
-    def layer_plan(self, plan, attn):
-        """W_R R, (H, E, 2s+1), and the index of the pairs; for a single query, which W_R is applied to instead, R."""
-        sinusoids, *index = plan
-        projection = self.projections[attn.layer_idx]
-        if index and index[0].shape[-2] == 1 and is_bare(projection, nn.Linear):
-            return plan
-        rows = projection(sinusoids).unflatten(-1, (self.num_heads, self.head_dim))
-        return rows.permute(1, 2, 0), *index
-
-    def rotate(self, query, key, value, plan, attn):
-        return query + self.content_bias[attn.layer_idx][:, None], key, value
-
-    def score_term(self, query, key, plan, attn, start=0):
-        query = (query + self.position_bias[attn.layer_idx][:, None]) * self.scaling()
-        if plan[0].ndim == 2:
-            weight = self.projections[attn.layer_idx].weight
-            return distance_scores(query @ weight.unflatten(0, (self.num_heads, -1)), plan[0].T, plan[1:], start)
-        return distance_scores(query, plan[0], plan[1:], start)
+    def term_from(self, states, pairs, start, count):
+        if len(states.by_token) == 1:
+            return super().term_from(states, pairs, start, count)
+        turned, keys = states.by_token
+        return turned[:, :, start : start + count] @ keys.transpose(-1, -2)

@@ -6,9 +6,9 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 
-from .bare import is_bare
-from .position_base import PositionScheme, in_order, spread_distances
-from .position_t5 import bucket_bias, check_buckets
+from .position_base import PositionScheme
+from .position_t5 import bucket, check_buckets
+from .relative import LayerDistanceBias, distances
 
 
 class TupePosition(PositionScheme):
@@ -20,6 +20,7 @@ class TupePosition(PositionScheme):
     """
 
     kind = "APE+RPE"
+    score = "distance"
 
     @strict
     @dataclass
@@ -45,6 +46,10 @@ class TupePosition(PositionScheme):
     def check(cls, config, options):
         check_buckets(options.num_buckets, options.max_distance)
 
+    @classmethod
+    def for_layer(cls, config, layer_idx):
+        return LayerTupe(config)
+
     @property
     def shift_invariant(self):
         return False
@@ -53,37 +58,30 @@ class TupePosition(PositionScheme):
     def max_length(self):
         return self.config.max_position_embeddings
 
-    def scaling(self):
-        return (2 * self.head_dim) ** -0.5
-
-    def plan(self, query_positions, key_positions, dtype):
+    def compare(self, places, dtype):
         """The positions' own scores, (B or 1, H, Q, K)."""
-        query = self.project(self.query, query_positions)
-        if query.shape[-2] == 1 and is_bare(self.key, nn.Linear):  # U_K applied to the one query, not to all keys
-            query = query @ self.key.weight.unflatten(0, (self.num_heads, -1)) * self.scaling() ** 0.5
-            term = query @ self.rows(key_positions)[:, None].transpose(-1, -2)
-        else:
-            term = query @ self.project(self.key, key_positions).transpose(-1, -2)
+        query, key = self.project(self.query, places.queries), self.project(self.key, places.keys)
+        term = query @ key.transpose(-1, -2)
         if self.options.untie_cls:
-            rows = torch.arange(2, device=query_positions.device)[None]
+            rows = torch.arange(2, device=places.queries.device)[None]
             query, key = self.project(self.query, rows - 1), self.project(self.key, rows - 1)
             from_cls, to_cls = (query * key).sum(-1)[..., None].unbind(-2)
-            term = torch.where(key_positions[:, None, None, :] == 0, to_cls[..., None], term)
-            term = torch.where(query_positions[:, None, :, None] == 0, from_cls[..., None], term)
+            term = torch.where(places.keys[:, None, None, :] == 0, to_cls[..., None], term)
+            term = torch.where(places.queries[:, None, :, None] == 0, from_cls[..., None], term)
         if self.options.relative_bias:
-            bias = bucket_bias(self.bias, query_positions, key_positions, self.options.max_distance)
-            term = term + in_order(spread_distances(*bias))
-        return (term,)
+            buckets = bucket(distances(places), self.options.num_buckets, self.options.max_distance)
+            term = term + self.bias(buckets).permute(0, 3, 1, 2)
+        return term
 
     def project(self, projection: nn.Linear, positions: torch.Tensor) -> torch.Tensor:
-        """(B or 1, L) -> (B or 1, H, L, E), with half of the scaling."""
-        x = projection(self.rows(positions)) * self.scaling() ** 0.5
+        """(B or 1, L) -> (B or 1, H, L, E), with half of the scaling; position i has row i + 1, row 0 is [CLS]'s."""
+        self.require_positions(positions)
+        x = projection(self.norm(self.embeddings(positions + 1))) * (2 * self.head_dim) ** -0.25
         return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
-    def rows(self, positions: torch.Tensor) -> torch.Tensor:
-        """(B or 1, L) -> (B or 1, L, D), normed; position i has row i + 1, row 0 is [CLS]'s own."""
-        self.require_positions(positions)
-        return self.norm(self.embeddings(positions + 1))
 
-    def score_term(self, query, key, plan, attn, start=0):
-        return plan[0].to(query.dtype)
+class LayerTupe(LayerDistanceBias):
+    """A layer under TUPE's scores of positions, whose content scores have half of the usual variance."""
+
+    def scaling(self):
+        return (2 * self.head_dim) ** -0.5

@@ -1,15 +1,22 @@
-"""Refuses inputs that the encoder cannot read, each in one sentence. Values are not read while a graph is traced."""
+"""Refuses inputs that the encoder cannot read, each in one sentence. Values are read where that is free."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+from transformers.cache_utils import Cache
 from transformers.utils import logging
 from transformers.utils.import_utils import is_tracing
 
-from .decoding import cached_length
+from .device import reads_are_free
 
 logger: Any = logging.get_logger(__name__)
+
+
+def cached_length(cache: Cache | None) -> int:
+    """P, the number of cached tokens; a tensor where a static cache has one that is not free to read."""
+    length = 0 if cache is None else cache.get_seq_length()
+    return int(length) if isinstance(length, torch.Tensor) and reads_are_free(length) else length
 
 
 def check_inputs(
@@ -48,7 +55,7 @@ def check_inputs(
             raise ValueError(
                 f"position_ids has shape {tuple(position_ids.shape)}; it must be {(batch, length)} or {(1, length)}."
             )
-        if position_ids.numel() and not is_tracing(position_ids) and int(position_ids.min()) < 0:
+        if position_ids.numel() and reads_are_free(position_ids) and int(position_ids.min()) < 0:
             raise ValueError(f"position_ids holds {int(position_ids.min())}; positions start at 0.")
     return batch, length
 
@@ -64,14 +71,19 @@ def warn_unread(kwargs: Mapping[str, Any], known: Collection[str]) -> None:
             )
 
 
-def check_bounds(bounds: torch.Tensor, batch: int, length: int) -> None:
-    """Refuses `cu_seq_lens_q` that are not the rising bounds 0 to length of the sequences in a batch of one row."""
+def check_bounds(bounds: Mapping[str, Any], batch: int, length: int) -> None:
+    """Refuses what are not the rising bounds 0 to length of the sequences in a batch of one row."""
+    if "cu_seq_lens_q" not in bounds:
+        raise ValueError(f"{', '.join(bounds)} are given without cu_seq_lens_q: pass that, or none of them.")
+    ends, keys = bounds["cu_seq_lens_q"], bounds.get("cu_seq_lens_k")
     if batch != 1:
         raise ValueError(f"cu_seq_lens_q tells the sequences of one row, and the batch has {batch}: use position_ids.")
-    if not is_tracing(bounds) and (
-        bounds.ndim != 1 or int(bounds[0]) != 0 or int(bounds[-1]) != length or bool((bounds.diff() <= 0).any())
+    if ends.ndim != 1 or (
+        reads_are_free(ends) and (int(ends[0]) != 0 or int(ends[-1]) != length or bool((ends.diff() <= 0).any()))
     ):
-        raise ValueError(f"cu_seq_lens_q is {bounds.tolist()}; it must rise from 0 to the row's length, {length}.")
+        raise ValueError(f"cu_seq_lens_q is {ends.tolist()}; it must rise from 0 to the row's length, {length}.")
+    if keys is not None and (keys.shape != ends.shape or (reads_are_free(keys) and not torch.equal(keys, ends))):
+        raise ValueError("cu_seq_lens_k differs from cu_seq_lens_q, and tokens see their own sequence: leave it out.")
 
 
 def check_choices(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> int:
@@ -113,7 +125,7 @@ def check_mask(mask: torch.Tensor, batch: int, length: int, cache) -> None:
         )
 
 
-def check_decoding(config, cache, encoder_hidden_states, bounds) -> None:
+def check_decoding(config, cache, encoder_hidden_states, bounds: Mapping[str, Any]) -> None:
     """Refuses what only a decoder, or one with cross-attention, can read."""
     if cache is not None and not config.is_decoder:
         raise ValueError(
@@ -124,7 +136,7 @@ def check_decoding(config, cache, encoder_hidden_states, bounds) -> None:
             "encoder_hidden_states are given and add_cross_attention is False: set it, and is_decoder, to True in the "
             "configuration."
         )
-    if bounds is not None and cache is not None:
+    if bounds and cache is not None:
         raise ValueError("cu_seq_lens_q tells packed sequences apart, which cannot be continued: leave the cache out.")
 
 
@@ -142,7 +154,7 @@ def check_ids(name: str, ids: torch.Tensor, size: int, key: str) -> None:
     check_whole(name, ids)
     if ids.ndim != 2:
         raise ValueError(f"{name} has shape {tuple(ids.shape)}; it must be (batch, length).")
-    if ids.numel() and not is_tracing(ids):
+    if ids.numel() and reads_are_free(ids):
         low, high = (int(x) for x in ids.aminmax())
         if low < 0 or high >= size:
             remedy = "the tokenizer and the model do not fit, or the embeddings need resize_token_embeddings"
