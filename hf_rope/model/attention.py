@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_torchdynamo_exporting, is_tracing
 
 from .device import reads_are_free
-from .layout import Group, pad, unpad
+from .layout import Group, is_observed, pad, unpad
 from .position_base import Places, States
 from .positions import SCHEMES
 
@@ -115,7 +115,7 @@ class HfRopeAttention(MultiHead):
         last = len(plan) - sum(group.has_pairs for group in groups)
         states, pairs = self.place(query, key, value, plan[:last]), iter(plan[last:])
         outputs, probabilities, start = [], None, 0
-        whole = len(groups) == 1 and groups[0].sequences == len(x)
+        whole = len(groups) == 1 and groups[0].sequences == x.shape[0]
         for group in groups:
             part = states if whole else cut(states, start, group)
             pair = next(pairs) if group.has_pairs else None
@@ -127,10 +127,12 @@ class HfRopeAttention(MultiHead):
 
     def place(self, query, key, value, shared: tuple[torch.Tensor, ...]) -> States:
         """The scheme's work on queries and keys, once for all sequences."""
-        return self.position(query, key, value, shared, self.project)
+        look_on = not is_tracing(query) and is_observed(self)
+        samples = query.shape[0] if look_on else 1
+        return self.position(query, key, value, shared, self.project, samples)
 
     def project(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """(R, D) -> (R, D): a scheme's rows through this layer's projection "query" or "key"."""
+        """(..., D) -> (..., D): a scheme's rows through this layer's projection "query" or "key"."""
         return self.query(rows) if name == "query" else self.key(rows)
 
     def renew(self) -> None:

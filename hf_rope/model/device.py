@@ -1,4 +1,6 @@
-"""Where values of tensors may be read: the one choice by device of the whole model."""
+"""What depends on the device: where values of tensors may be read, and how autocast is turned off."""
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from transformers.utils.import_utils import is_tracing
@@ -7,8 +9,14 @@ from transformers.utils.import_utils import is_tracing
 def reads_are_free(x: torch.Tensor) -> bool:
     """Whether a value of x, or a size that depends on values, can be read, and costs nothing.
 
-    On an accelerator a read waits for all work before it; while a graph is traced, under `torch.vmap` and on the meta
+    On an accelerator a read waits for all work before it; while a graph is traced, inside `torch.func` and on the meta
     device there is nothing to read. Everything that looks at values asks here, and has a form that does not look.
     """
-    # The only question about vmap that torch answers is private; without it a per-sample gradient stops at a read.
-    return x.device.type == "cpu" and not is_tracing(x) and not torch._C._functorch.is_batchedtensor(x)
+    # That torch.func is at work is asked of torch by a private name; without it, gradients a sample stop at a read.
+    return x.device.type == "cpu" and not is_tracing(x) and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def without_autocast(x: torch.Tensor) -> AbstractContextManager:
+    """Inside it what is computed on x's device keeps its dtype; some devices, such as meta, have no autocast."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()

@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderD
 from transformers.utils.import_utils import is_tracing
 
 from .attention import HfRopeAttention
+from .device import without_autocast
 
 BLOCK = 128
 """Tokens of a causal block: within one, all pairs are computed; between blocks, sums over keys."""
@@ -198,7 +199,7 @@ class HfRopeLinearAttention(HfRopeAttention):
     def place(self, query, key, value, shared):
         """Features first, then the scheme. `by_token`: the features as they were, and each key's scale (.., L, 1)."""
         precision = torch.promote_types(query.dtype, torch.float32)
-        with torch.autocast(query.device.type, enabled=False):
+        with without_autocast(query):
             query, key, scale = self.features(query.to(precision), key.to(precision))
             states = super().place(query, key, value.to(precision), shared)
         return states._replace(by_token=(query, key, scale[..., None]))
@@ -210,7 +211,7 @@ class HfRopeLinearAttention(HfRopeAttention):
             segments, real = (None, mask) if mask.dtype == torch.bool else (mask, mask >= 0)
             scale = scale.masked_fill(~real[:, None], -torch.inf)
         turned = states[:3]
-        with torch.autocast(query.device.type, enabled=False):
+        with without_autocast(query):
             if not self.is_causal and segments is None:
                 out = attend_to_all(query, key, turned, scale)
             else:

@@ -19,7 +19,7 @@ from torch import nn
 from .device import reads_are_free
 
 Project = Callable[[str, torch.Tensor], torch.Tensor]
-"""("query" or "key", (R, D)) -> (R, D): rows through that projection of the layer, which is called as a module."""
+"""("query" or "key", (..., D)) -> (..., D): rows through that projection of the layer, which is called as a module."""
 
 
 class Places(NamedTuple):
@@ -205,10 +205,16 @@ class LayerPosition(nn.Module):
         value: torch.Tensor,
         shared: tuple[torch.Tensor, ...],
         project: Project,
+        samples: int = 1,
     ) -> States:
         """(B,H,Q,E), (B,H,K,E), (B,H,K,E) and `PositionScheme.share`'s tensors -> what `attend` works with.
 
         All parameters are read here; `attend`, which may be called once a group of sequences, reads none.
+
+        Args:
+            project: the layer's own projections.
+            samples: B where somebody looks on who counts rows as samples (gradients a sample): rows that all sequences
+                share then go through each module once a sample; else 1.
         """
         return States(query, key, value)
 

@@ -7,8 +7,9 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers.utils.import_utils import is_torchdynamo_exporting
 
+from .position_base import States
 from .position_learned import WithAbsoluteTable
-from .relative import ContentScheme, ContentScore
+from .relative import ContentScheme, ContentScore, repeated
 
 
 class DebertaPosition(ContentScheme, WithAbsoluteTable):
@@ -98,25 +99,27 @@ class LayerDeberta(ContentScore):
     def scaling(self):
         return (self.head_dim * (1 + self.terms)) ** -0.5
 
-    def forward(self, query, key, value, shared, project):
-        tables = []
+    def forward(self, query, key, value, shared, project, samples=1):
+        project, tables = project if self.share_att_key else self.own, []
         if self.by_query:
-            tables.append(self.columns(project if self.share_att_key else self.own, "key", *shared))
+            tables.append(self.project_table(project, "key", samples, *shared))
         if self.by_key:
-            tables.append(self.columns(project if self.share_att_key else self.own, "query", *shared))
-        return super().forward(query, key, value, shared, project)._replace(tables=tuple(tables))
+            tables.append(self.project_table(project, "query", samples, *shared))
+        return States(query, key, value, tables=tuple(tables))
 
     def own(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         return self.key_projection(rows) if name == "key" else self.query_projection(rows)
 
-    def columns(self, project, name: str, table: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """(2k, D), (R,) -> (H, E, R), scaled: of the table's rows and those asked for, the fewer are projected.
+    def project_table(
+        self, project, name: str, samples: int, table: torch.Tensor, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(2k, D), (R,) -> (H, E, R) or (samples, H, E, R), scaled: the fewer of all rows and those go through.
 
         An exported graph projects all: which are fewer depends on the length, and it is for any.
         """
         few = rows is not None and not is_torchdynamo_exporting() and len(rows) < len(table)
-        projected = project(name, table[rows] if few else table).unflatten(-1, (self.num_heads, self.head_dim))
-        by_head = (projected * self.scaling()).permute(1, 2, 0)
+        projected = project(name, repeated(table[rows] if few else table, samples))
+        by_head = (projected * self.scaling()).unflatten(-1, (self.num_heads, self.head_dim)).movedim(-3, -1)
         return by_head if few or rows is None else by_head[..., rows]
 
 

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from .device import reads_are_free
-from .relative import ContentScheme, ContentScore, distances
+from .position_base import States
+from .relative import ContentScheme, ContentScore, columns, distances, repeated
 
 
 class RelativeKeyPosition(ContentScheme):
@@ -47,13 +48,13 @@ class LayerRelativeKey(ContentScore):
 
     def __init__(self, config):
         super().__init__(config)
-        self.distance_embeddings = nn.Embedding(2 * config.max_position_embeddings - 1, self.head_dim)
+        self.rows = 2 * config.max_position_embeddings - 1
+        self.distance_embeddings = nn.Embedding(self.rows, self.head_dim)
 
-    def forward(self, query, key, value, shared, project):
-        rows = shared[0] if shared else torch.arange(self.distance_embeddings.num_embeddings, device=query.device)
-        states = super().forward(query, key, value, shared, project)
-        table = (self.distance_embeddings(rows) * self.scaling()).T
-        return states._replace(tables=(table,) * (self.by_query + self.by_key))
+    def forward(self, query, key, value, shared, project, samples=1):
+        rows = shared[0] if shared else torch.arange(self.rows, device=query.device)
+        table = columns(self.distance_embeddings(repeated(rows, samples)) * self.scaling())
+        return States(query, key, value, tables=(table,) * (self.by_query + self.by_key))
 
 
 class RelativeKeyQueryPosition(RelativeKeyPosition):

@@ -78,13 +78,13 @@ class RotaryPosition(PositionScheme):
 
     def share(self, everywhere, dtype):
         """The queries' turns, then the keys': complex (B or 1, 1, L, d/2), or cosines and sines under tracing."""
-        query = self.turns(everywhere.queries, everywhere.segments, dtype)
+        query = self.turns(everywhere.queries, dtype, everywhere.segments)
         if everywhere.keys is everywhere.queries:
             return query + query
-        return query + self.turns(everywhere.keys, everywhere.segments, dtype)
+        return query + self.turns(everywhere.keys, dtype, everywhere.segments)
 
     def turns(
-        self, positions: torch.Tensor, segments: torch.Tensor | None, dtype: torch.dtype
+        self, positions: torch.Tensor, dtype: torch.dtype, segments: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, ...]:
         precision = torch.promote_types(dtype, torch.float32)
         frequencies, factor = self.frequencies(positions, precision, segments)
@@ -125,7 +125,7 @@ class LayerRotary(LayerPosition):
         super().__init__(config)
         self.halves, self.rotary_value = options.pairing == "halves", options.rotary_value
 
-    def forward(self, query, key, value, shared, project):
+    def forward(self, query, key, value, shared, project, samples=1):
         middle = len(shared) // 2
         for_query, for_key = shared[:middle], shared[middle:]
         if self.rotary_value:

@@ -6,7 +6,8 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 
-from .relative import ContentScheme, ContentScore
+from .position_base import States
+from .relative import ContentScheme, ContentScore, columns, repeated
 
 
 class ShawPosition(ContentScheme):
@@ -52,16 +53,16 @@ class LayerShaw(ContentScore):
 
     def __init__(self, config, options):
         super().__init__(config)
-        rows = 2 * options.max_distance + 1
-        self.relative_keys = nn.Embedding(rows, self.head_dim)
-        self.relative_values = nn.Embedding(rows, self.head_dim) if options.relative_values else None
+        self.rows = 2 * options.max_distance + 1
+        self.relative_keys = nn.Embedding(self.rows, self.head_dim)
+        self.relative_values = nn.Embedding(self.rows, self.head_dim) if options.relative_values else None
 
-    def forward(self, query, key, value, shared, project):
-        rows = torch.arange(self.relative_keys.num_embeddings, device=query.device)
-        tables = [(self.relative_keys(rows) * self.scaling()).T]
+    def forward(self, query, key, value, shared, project, samples=1):
+        rows = repeated(torch.arange(self.rows, device=query.device), samples)
+        tables = [columns(self.relative_keys(rows) * self.scaling())]
         if self.relative_values is not None:
-            tables.append(self.relative_values(rows))
-        return super().forward(query, key, value, shared, project)._replace(tables=tuple(tables))
+            tables.append(columns(self.relative_values(rows)).mT)
+        return States(query, key, value, tables=tuple(tables))
 
     def value_term(self, states, pairs, start):
         if len(states.tables) == 1:
@@ -71,7 +72,7 @@ class LayerShaw(ContentScore):
         def by_distance(probabilities: torch.Tensor) -> torch.Tensor:
             """Sums the probabilities of each distance, (B,H,Q,2k+1), times its row: the fewer products."""
             index = pairs[:, None, start : start + probabilities.shape[-2]].expand_as(probabilities)
-            sums = probabilities.new_zeros(*probabilities.shape[:3], len(table))
+            sums = probabilities.new_zeros(*probabilities.shape[:3], self.rows)
             return sums.scatter_add(-1, index, probabilities) @ table
 
         return by_distance

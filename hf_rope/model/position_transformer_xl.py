@@ -58,7 +58,7 @@ class LayerTransformerXL(ContentScore):
         for parameter in self.parameters(recurse=False):
             init.normal_(parameter, std=std)
 
-    def forward(self, query, key, value, shared, project):
+    def forward(self, query, key, value, shared, project, samples=1):
         weight = self.relative.unflatten(0, (self.num_heads, self.head_dim))  # (H, E, D)
         asking = (query + self.position_bias[:, None]) * self.scaling()
         query = query + self.content_bias[:, None]
@@ -68,7 +68,7 @@ class LayerTransformerXL(ContentScore):
             by_sin, by_cos = (asking @ weight).chunk(2, dim=-1)
             sin, cos = shared[0][:, None].chunk(2, dim=-1)
             turned = torch.cat((by_cos * sin - by_sin * cos, by_sin * sin + by_cos * cos), dim=-1)
-            return States(query, key, value, by_token=(turned, shared[1][:, None].expand(len(key), -1, -1, -1)))
+            return States(query, key, value, by_token=(turned, shared[1][:, None].expand(key.shape[0], -1, -1, -1)))
         if query.shape[-2] == 1:  # a decoder's next token: W_R^T (q + v), one row, instead of W_R R, one a distance
             return States(query, key, value, by_token=(asking @ weight,), tables=(shared[0].T,))
         table = (shared[0] @ self.relative.T).unflatten(-1, (self.num_heads, self.head_dim)).permute(1, 2, 0)

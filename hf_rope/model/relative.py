@@ -140,8 +140,8 @@ class ContentScheme(PositionScheme):
 class ContentScore(LayerPosition):
     """Base of a layer's score term by content: s_ij += query_i . A[r] + key_j . B[r], with the row r of j - i.
 
-    `forward` gives tables (E, R) or (H, E, R), a column a row of `ContentScheme.share`: A where `by_query`, then B
-    where `by_key`. `by_token` may hold the queries that A is multiplied with, where these are others.
+    `forward` gives tables, (E, R), (H, E, R) or (B, 1 or H, E, R), a column a row of `ContentScheme.share`: A where
+    `by_query`, then B where `by_key`. `by_token` may hold the queries that A meets, where these are others.
     """
 
     by_query = True
@@ -207,6 +207,16 @@ class ContentScore(LayerPosition):
     def value_term(self, states: States, pairs: torch.Tensor | None, start: int):
         """A function of the probabilities (B,H,Q,K) of the queries from `start` on -> (B,H,Q,E); None for none."""
         return None
+
+
+def repeated(rows: torch.Tensor, samples: int) -> torch.Tensor:
+    """(R, ...) -> (samples, R, ...); as they are for one."""
+    return rows if samples == 1 else rows.expand(samples, *rows.shape)
+
+
+def columns(rows: torch.Tensor) -> torch.Tensor:
+    """(R, E) -> (E, R), and (B, R, E) -> (B, 1, E, R), which all heads share."""
+    return rows.mT if rows.ndim == 2 else rows.mT[:, None]
 
 
 def by_query(
