@@ -15,7 +15,7 @@ from hf_rope import SCHEMES, HfRopeConfig, HfRopeModel
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("model_cards/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("model_cards/*.md")])
 SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
 KINDS = {"eager": "eager", "sdpa": "sdpa", "flex": "flex_attention", "flash": "flash_attention"}
 
@@ -144,7 +144,8 @@ def test_readme_table_of_schemes_agrees_with_the_code(row):
 
     assert f"model_cards/{scheme}.md" in first
     assert kind == position.kind
-    assert eval(parameters.strip("`"), names) == sum(parameter.numel() for parameter in position.parameters())
+    own = [parameter.numel() for key, parameter in model.named_parameters() if ".position." in f".{key}"]
+    assert eval(parameters.strip("`"), names) == sum(own)
     assert (None if limit == "no limit" else eval(limit, names)) == position.max_length
     assert listed_kinds(attention) == position.attn_implementations(config)
     assert {"yes": True, "no": False}[shift.split()[0]] == position.shift_invariant
@@ -171,7 +172,7 @@ def test_readme_blocks_run_as_pasted(tmp_path):
     """In their order and in one folder; the one that loads without the package runs without it."""
     outputs = []
     for block in python_blocks(README):
-        if "from .position_base" in block:
+        if "from .relative" in block:
             continue
         without_package = "import sys\nsys.modules['hf_rope'] = None\n" if "trust_remote_code=True" in block else ""
         outputs.append(run(without_package + block, tmp_path))
@@ -186,7 +187,7 @@ def test_readme_blocks_run_as_pasted(tmp_path):
 
 
 def test_readme_example_of_a_scheme_works(monkeypatch):
-    (block,) = (block for block in python_blocks(README) if "from .position_base" in block)
+    (block,) = (block for block in python_blocks(README) if "from .relative" in block)
     module = {"__name__": "hf_rope.model.position_kerple", "__package__": "hf_rope.model"}
     exec(block, module)
     monkeypatch.setitem(SCHEMES, "kerple", module["KerplePosition"])

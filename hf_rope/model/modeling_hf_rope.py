@@ -44,7 +44,7 @@ from .configuration_hf_rope import OLD_NAMES, HfRopeConfig
 from .device import reads_are_free
 from .layout import BOUNDS, Group, first_real, is_observed, lay_out, own_function
 from .linear_attention import FeatureMap, HfRopeLinearAttention
-from .position_base import LayerPosition
+from .position_base import LayerPosition, PositionScheme
 from .positions import SCHEMES
 from .versions import CACHE, takes_cache
 
@@ -228,7 +228,7 @@ class HfRopePreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, LayerPosition | FeatureMap):
+        if isinstance(module, PositionScheme | LayerPosition | FeatureMap):
             module.init_weights(self.config.initializer_range)
 
     @classmethod

@@ -131,6 +131,9 @@ class PositionScheme(nn.Module):
         """The longest input that the scheme has positions for; None where there is no limit."""
         return None
 
+    def init_weights(self, std: float) -> None:
+        """Fills the parameters that are no module of their own; called by the model's `_init_weights`."""
+
     def forward(
         self, x: torch.Tensor, position_ids: torch.Tensor, everywhere: Places, groups: Sequence[Places]
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], tuple[torch.Tensor | None, ...]]:
