@@ -101,7 +101,7 @@ class Layout:
 
 def unpad(x: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
     """(B, L, ...) -> (1, T, ...), the tokens at these places; unchanged where they are None."""
-    return x if tokens is None else x.flatten(0, 1)[tokens][None]
+    return x if tokens is None else x.flatten(0, 1)[tokens.to(x.device)][None]
 
 
 def pad(x: torch.Tensor, tokens: torch.Tensor | None, batch: int, length: int) -> torch.Tensor:
@@ -113,12 +113,12 @@ def pad(x: torch.Tensor, tokens: torch.Tensor | None, batch: int, length: int) -
 
 
 def is_observed(module: nn.Module) -> bool:
-    """Whether somebody looks on: a hook that is not transformers' own, on the module or in it.
+    """Whether somebody looks on: a hook on the module or in it that is neither transformers' own nor torch's (FSDP2).
 
     Hooks, such as those of Opacus, Captum and people's own, expect the batch as it came.
     """
     return any(
-        not getattr(hook, "__module__", "").startswith("transformers.")
+        not (getattr(hook, "__module__", None) or "").startswith(("transformers.", "torch."))
         for part in module.modules()
         for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
         for hook in hooks.values()

@@ -88,7 +88,7 @@ class HfRopeEmbeddings(nn.Module):
             return x
         if token_type_ids is None:  # looked up like any others, so that an adapter of the table counts
             token_type_ids = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
-        return x + self.token_type_embeddings(token_type_ids)
+        return x + self.token_type_embeddings(token_type_ids).to(x.device)
 
 
 class HfRopeLayer(GradientCheckpointingLayer):
@@ -224,6 +224,18 @@ class HfRopePreTrainedModel(PreTrainedModel):
                 f"{', '.join(allowed)}."
             )
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
+
+    def save_pretrained(self, *args, **kwargs):
+        """As transformers' own; a model sharded by FSDP2 is saved under its own class, not the one that FSDP2 made.
+
+        transformers copies the code of the file that the class is from, and that would be a file of torch's.
+        """
+        made = type(self)
+        self.__class__ = next(kind for kind in made.__mro__ if not kind.__module__.startswith("torch."))
+        try:
+            return super().save_pretrained(*args, **kwargs)
+        finally:
+            self.__class__ = made
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -699,7 +711,8 @@ class HfRopeForQuestionAnswering(HfRopePreTrainedModel):
         start_logits, end_logits = logits.unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
-            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)
+            places = (start_positions.to(logits.device), end_positions.to(logits.device))
+            loss = self.loss_function(start_logits, end_logits, *places, **kwargs)
         return QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start_logits,
@@ -747,7 +760,7 @@ class HfRopeForMultipleChoice(HfRopePreTrainedModel):
         outputs = self.model(*(None if x is None else x.flatten(0, 1) for x in inputs), **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, choices)
         return MultipleChoiceModelOutput(
-            loss=None if labels is None else F.cross_entropy(logits, labels),
+            loss=None if labels is None else F.cross_entropy(logits, labels.to(logits.device)),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

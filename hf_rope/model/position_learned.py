@@ -27,7 +27,7 @@ class LearnedPosition(PositionScheme):
 
     def embed(self, x, position_ids):
         self.require_positions(position_ids)
-        return x + self.embeddings(position_ids)
+        return x + self.embeddings(position_ids).to(x.device)
 
 
 class WithAbsoluteTable(PositionScheme):
@@ -53,4 +53,4 @@ class WithAbsoluteTable(PositionScheme):
         if not self.options.absolute_embeddings:
             return x
         self.require_positions(position_ids)
-        return x + self.absolute(position_ids)
+        return x + self.absolute(position_ids).to(x.device)

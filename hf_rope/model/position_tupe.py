@@ -70,14 +70,14 @@ class TupePosition(PositionScheme):
             term = torch.where(places.queries[:, None, :, None] == 0, from_cls[..., None], term)
         if self.options.relative_bias:
             buckets = bucket(distances(places), self.options.num_buckets, self.options.max_distance)
-            term = term + self.bias(buckets).permute(0, 3, 1, 2)
+            term = term + self.bias(buckets).permute(0, 3, 1, 2).to(term.device)
         return term
 
     def project(self, projection: nn.Linear, positions: torch.Tensor) -> torch.Tensor:
         """(B or 1, L) -> (B or 1, H, L, E), with half of the scaling; position i has row i + 1, row 0 is [CLS]'s."""
         self.require_positions(positions)
         x = projection(self.norm(self.embeddings(positions + 1))) * (2 * self.head_dim) ** -0.25
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2).to(positions.device)
 
 
 class LayerTupe(LayerDistanceBias):
