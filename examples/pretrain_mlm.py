@@ -147,7 +147,8 @@ def pretrain(
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if resume and folder.is_dir() else None)
     loss = trainer.evaluate()["eval_loss"]
     trainer.save_model()
-    (folder / "log_history.json").write_text(json.dumps(trainer.state.log_history, indent=2))
+    if trainer.is_world_process_zero():
+        (folder / "log_history.json").write_text(json.dumps(trainer.state.log_history, indent=2))
     tokens = clock.steps * training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     return {
         "parameters": trainer.model.num_parameters(),
@@ -178,8 +179,9 @@ def main() -> None:
             config, tokenizer, train, validation, training, arguments.mlm_probability, arguments.resume
         ) | {"unigram_loss": baseline}
     text = json.dumps(results, indent=2)
-    (Path(training.output_dir) / "results.json").write_text(text)
-    print(text)
+    if training.process_index == 0:
+        (Path(training.output_dir) / "results.json").write_text(text)
+        print(text)
 
 
 if __name__ == "__main__":
