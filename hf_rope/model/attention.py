@@ -37,7 +37,7 @@ class MultiHead(nn.Module):
         """(B, L, D) -> (B, H, L, E)."""
         return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
-    def interface(self, query, key, value, mask, scaling: float, is_causal: bool, **kwargs) -> tuple[Any, Any]:
+    def interface(self, query, key, value, *, mask, scaling: float, is_causal: bool, **kwargs) -> tuple[Any, Any]:
         """(B,H,Q,E), (B,H,K,E), (B,H,K,E) -> (B, Q, D), and the probabilities (B,H,Q,K) or None."""
         compute = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         dropout = self.dropout if self.training else 0.0
@@ -129,7 +129,7 @@ class HfRopeAttention(MultiHead):
         """The scheme's work on queries and keys, once for all sequences."""
         look_on = not is_tracing(query) and is_observed(self)
         samples = query.shape[0] if look_on else 1
-        return self.position(query, key, value, shared, self.project, samples)
+        return self.position(query, key, value, shared=shared, project=self.project, samples=samples)
 
     def project(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         """(..., D) -> (..., D): a scheme's rows through this layer's projection "query" or "key"."""
@@ -163,7 +163,8 @@ class HfRopeAttention(MultiHead):
                 kwargs["position_bias"] = term.expand(query.shape[0], self.num_heads, -1, -1)
         if value_term is not None:
             kwargs["value_term"] = value_term
-        return self.interface(query, key, value, mask, self.position.scaling(), is_causal, **kwargs)
+        settings = {**kwargs, "mask": mask, "scaling": self.position.scaling(), "is_causal": is_causal}
+        return self.interface(query, key, value, **settings)
 
 
 class HfRopeCrossAttention(MultiHead):
@@ -175,7 +176,8 @@ class HfRopeCrossAttention(MultiHead):
         """(B, L, D), (B, S, D) -> (B, L, D), and the probabilities (B, H, L, S) where eager attention has them."""
         key, value = self.keys_and_values(states, cache)
         query = self.by_head(self.query(x))
-        out, probabilities = self.interface(query, key, value, mask, self.head_dim**-0.5, False, **kwargs)
+        settings = {**kwargs, "mask": mask, "scaling": self.head_dim**-0.5, "is_causal": False}
+        out, probabilities = self.interface(query, key, value, **settings)
         return self.output(out), probabilities
 
     def keys_and_values(self, states: torch.Tensor, cache: Cache | None) -> tuple[torch.Tensor, torch.Tensor]:

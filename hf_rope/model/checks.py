@@ -20,7 +20,7 @@ def cached_length(cache: Cache | None) -> int:
 
 
 def check_inputs(
-    config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cache=None
+    config, *, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cache=None
 ) -> tuple[int, int]:
     """Returns batch size and length, without the cached tokens; raises ValueError or TypeError."""
     if (input_ids is None) == (inputs_embeds is None):

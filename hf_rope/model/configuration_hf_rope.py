@@ -40,9 +40,20 @@ ROPE_KEYS = ("rope_scaling", "rope_theta", "partial_rotary_factor")
 """What older configurations hold beside or instead of `rope_parameters`."""
 
 BASE_KEYS = (
-    *("attn_implementation", "auto_map", "experts_implementation", "finetuning_task", "model_type", "name_or_path"),
-    *("num_labels", "output_attentions", "per_layer_config", "quantization_config", "tie_last_hidden_states"),
-    *("torch_dtype", "transformers_weights", *ROPE_KEYS),
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "finetuning_task",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "per_layer_config",
+    "quantization_config",
+    "tie_last_hidden_states",
+    "torch_dtype",
+    "transformers_weights",
+    *ROPE_KEYS,
 )
 """Keys that the base class or Trainer takes or writes without their being fields."""
 

@@ -270,10 +270,13 @@ def in_groups(x: torch.Tensor, places: Places, padding_mask: torch.Tensor | None
         start += size * count
     consecutive = all(part.consecutive for part in parts)
     if not consecutive:
-        parts = [part._replace(consecutive=False, reach=None) for part in parts]
+        parts = [part._replace(consecutive=False, max_distance=None) for part in parts]
+    positions = positions[None]
     everywhere = Places(
-        *(positions[None], positions[None], consecutive),
-        reach=max(group.length for group in groups) - 1 if consecutive else None,
+        queries=positions,
+        keys=positions,
+        consecutive=consecutive,
+        max_distance=max(group.length for group in groups) - 1 if consecutive else None,
         segments=sequence[order][None],
     )
     return Layout(places.queries, everywhere, parts, groups, tokens=tokens)
@@ -364,7 +367,7 @@ def place(
         if not grown:
             return Places(positions, positions, counting and not is_tracing(positions), length - 1)
         if size == past + length:
-            return Places(positions[:, past:], positions, reach=size - 1)
+            return Places(positions[:, past:], positions, max_distance=size - 1)
         position_ids = positions[:, past:]
     elif padding_mask is not None and not grown:
         # Padding must not reach beyond a table, nor far from the row's tokens: it lies at their lowest position.
@@ -372,7 +375,7 @@ def place(
         lowest = position_ids.masked_fill(~padding_mask, highest).amin(-1, keepdim=True)
         position_ids = torch.where(padding_mask, position_ids, lowest.where(lowest < highest, 0))
     if grown:
-        return Places(position_ids, key_positions(position_ids, padding_mask, past, size), reach=size - 1)
+        return Places(position_ids, key_positions(position_ids, padding_mask, past, size), max_distance=size - 1)
     counting = reads_are_free(position_ids) and counts_up(position_ids)
     return Places(position_ids, position_ids, counting, length - 1 if counting else None)
 

@@ -216,7 +216,9 @@ class HfRopeLinearAttention(HfRopeAttention):
                 out = attend_to_all(query, key, turned, scale)
             else:
                 state = None if cache is None else cache.layers[self.layer_idx]
-                out, sums, level = attend_in_blocks(query, key, turned, scale, self.is_causal, segments, state)
+                out, sums, level = attend_in_blocks(
+                    query, key, turned, scale, is_causal=self.is_causal, segments=segments, state=state
+                )
                 if state is not None:
                     state.update(sums, level, query.shape[-2])
         return out.transpose(1, 2).flatten(-2), None

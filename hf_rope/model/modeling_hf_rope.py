@@ -215,6 +215,7 @@ class HfRopePreTrainedModel(PreTrainedModel):
     def _can_set_attn_implementation(cls) -> bool:
         return True  # transformers would look for the interface's name in this file; attention.py has it
 
+    # Without this private hook a scheme would be computed by attention that leaves its terms out, in silence.
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
         if (attn_implementation or "").startswith("paged|"):
             raise ValueError(
@@ -368,9 +369,13 @@ class HfRopeModel(HfRopePreTrainedModel):
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Encodes a batch, or the next tokens of one; the class says what each argument is."""
         bounds = {key: value for key, value in kwargs.items() if key in BOUNDS and value is not None}
-        self.check(kwargs, bounds, encoder_hidden_states, cache)
-        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        batch, length = check_inputs(self.config, *inputs, cache)
+        inputs: dict[str, Any] = {
+            "input_ids": input_ids,
+            "token_type_ids": token_type_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        inputs |= {"attention_mask": attention_mask, "position_ids": position_ids, "cache": cache}
+        batch, length = self.check(inputs, kwargs, bounds, encoder_hidden_states)
         x = self.embeddings(input_ids, token_type_ids, inputs_embeds)
         layout = lay_out(
             self.config,
@@ -398,17 +403,20 @@ class HfRopeModel(HfRopePreTrainedModel):
         pooled = self.pooler(x, attention_mask) if self.pooler is not None else None
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=x, pooler_output=pooled, **kept)
 
-    def check(self, kwargs: Mapping[str, Any], bounds: Mapping[str, Any], encoder_hidden_states, cache) -> None:
-        """Refuses arguments that do not go together, and warns of those that nothing reads."""
+    def check(
+        self, inputs: dict[str, Any], kwargs: Mapping[str, Any], bounds: Mapping[str, Any], encoder_hidden_states
+    ) -> tuple[int, int]:
+        """Batch size and length; refuses what does not fit or go together, and warns of what nothing reads."""
         if own_function(self.config) is None:
             warn_unread(kwargs, ForwardKwargs.__annotations__)
-        check_decoding(self.config, cache, encoder_hidden_states, bounds)
+        check_decoding(self.config, inputs["cache"], encoder_hidden_states, bounds)
         check_attentions(self.config, kwargs)
-        if cache is not None and self.gradient_checkpointing and self.training:
+        if inputs["cache"] is not None and self.gradient_checkpointing and self.training:
             raise ValueError(
                 "A cache is given under gradient checkpointing, which would fill it twice: leave it out, or call "
                 "gradient_checkpointing_disable()."
             )
+        return check_inputs(self.config, **inputs)
 
     def renew(self) -> None:
         """What changes before a forward in training; not in the layers, which checkpointing runs twice."""
@@ -490,7 +498,14 @@ class HfRopeForMaskedLM(HfRopeLM):
         **kwargs: Unpack[ForwardKwargs],
     ) -> MaskedLMOutput:
         """`labels`: (B, L) int64, -100 where no loss is taken; the other arguments as `HfRopeModel`."""
-        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
         check_labels(labels, outputs.last_hidden_state)
         if labels is None:
             loss, logits = None, self.lm_head(outputs.last_hidden_state)
@@ -547,11 +562,11 @@ class HfRopeForCausalLM(HfRopeLM, GenerationMixin):
         if use_cache is None and (given is not None or self.training):
             use_cache = False
         outputs = self.model(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,
             cache=cache,
@@ -578,6 +593,7 @@ class HfRopeForCausalLM(HfRopeLM, GenerationMixin):
             cross_attentions=outputs.cross_attentions,
         )
 
+    # Private, and the one place that knows all lengths before the first forward: a generation would fail half way.
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, mode, batch_size, max_cache_length):
         """As transformers' own; `generate` calls it before the first forward, with all lengths known.
 
@@ -632,7 +648,14 @@ class HfRopeForSequenceClassification(HfRopePreTrainedModel):
         **kwargs: Unpack[ForwardKwargs],
     ) -> SequenceClassifierOutput:
         """`labels`: (B,) int64 classes, (B,) or (B, C) numbers for regression, (B, C) 0 and 1 for multi label."""
-        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
         pooled = outputs.pooler_output
         if pooled is None:
             pooled = self.mean(outputs.last_hidden_state, attention_mask)
@@ -677,7 +700,14 @@ class HfRopeForTokenClassification(HfRopePreTrainedModel):
         **kwargs: Unpack[ForwardKwargs],
     ) -> TokenClassifierOutput:
         """`labels`: (B, L) int64 classes, -100 where no loss is taken."""
-        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
         check_labels(labels, outputs.last_hidden_state)
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None
@@ -713,7 +743,14 @@ class HfRopeForQuestionAnswering(HfRopePreTrainedModel):
 
         Padding counts as beyond the input, and its logits are the smallest number.
         """
-        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
         logits = self.qa_outputs(outputs.last_hidden_state)
         if attention_mask is not None and attention_mask.ndim == 2:
             real = attention_mask.to(logits.device).bool()
@@ -766,9 +803,16 @@ class HfRopeForMultipleChoice(HfRopePreTrainedModel):
         **kwargs: Unpack[ForwardKwargs],
     ) -> MultipleChoiceModelOutput:
         """`labels`: (B,) int64, the right choice."""
-        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
         choices = check_choices(input_ids, inputs_embeds)
-        outputs = self.model(*(None if x is None else x.flatten(0, 1) for x in inputs), **kwargs)
+        flat = {key: None if x is None else x.flatten(0, 1) for key, x in inputs.items()}
+        outputs = self.model(**flat, **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, choices)
         return MultipleChoiceModelOutput(
             loss=None if labels is None else F.cross_entropy(logits, labels.to(logits.device)),

@@ -29,14 +29,14 @@ class Places(NamedTuple):
         queries: (B or 1, Q).
         keys: (B or 1, K).
         consecutive: queries and keys are the same row of positions, which counts up by one.
-        reach: no |key - query| that counts is larger; None where that is not known.
+        max_distance: no |key - query| that counts is larger; None where that is not known.
         segments: (B, L), the number of each token's sequence, 0 to L; None where a row is one sequence.
     """
 
     queries: torch.Tensor
     keys: torch.Tensor
     consecutive: bool = False
-    reach: int | None = None
+    max_distance: int | None = None
     segments: torch.Tensor | None = None
 
 

@@ -76,7 +76,7 @@ class DebertaPosition(ContentScheme, WithAbsoluteTable):
         return (behind + self.farthest).clamp(0, 2 * self.farthest - 1)
 
     def share(self, everywhere, dtype):
-        """The normed table, (2k, D), and the rows that are needed, (2 * reach + 1,), or nothing more for all."""
+        """The normed table, (2k, D), and the rows that are needed, (2 * max_distance + 1,), or nothing more for all."""
         rows = torch.arange(2 * self.farthest, device=everywhere.queries.device)
         return self.dropout(self.norm(self.embeddings(rows))), *super().share(everywhere, dtype)
 

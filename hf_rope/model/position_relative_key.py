@@ -40,7 +40,9 @@ class RelativeKeyPosition(ContentScheme):
 
     def within(self, places):
         """No farther than the table: a static cache, or padding, is longer than the tokens in it."""
-        return places if places.reach is None else places._replace(reach=min(places.reach, self.max_length - 1))
+        if places.max_distance is None:
+            return places
+        return places._replace(max_distance=min(places.max_distance, self.max_length - 1))
 
 
 class LayerRelativeKey(ContentScore):

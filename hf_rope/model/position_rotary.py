@@ -77,13 +77,13 @@ class RotaryPosition(PositionScheme):
         return self.config.rope_parameters["rope_type"] not in ("dynamic", "longrope")
 
     def share(self, everywhere, dtype):
-        """The queries' turns, then the keys': complex (B or 1, 1, L, d/2), or cosines and sines under tracing."""
-        query = self.turns(everywhere.queries, dtype, everywhere.segments)
+        """The queries' rotations, then the keys': complex (B or 1, 1, L, d/2), or cosines and sines under tracing."""
+        query = self.rotations(everywhere.queries, dtype, everywhere.segments)
         if everywhere.keys is everywhere.queries:
             return query + query
-        return query + self.turns(everywhere.keys, dtype, everywhere.segments)
+        return query + self.rotations(everywhere.keys, dtype, everywhere.segments)
 
-    def turns(
+    def rotations(
         self, positions: torch.Tensor, dtype: torch.dtype, segments: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, ...]:
         precision = torch.promote_types(dtype, torch.float32)
@@ -129,22 +129,22 @@ class LayerRotary(LayerPosition):
         middle = len(shared) // 2
         for_query, for_key = shared[:middle], shared[middle:]
         if self.rotary_value:
-            value = self.turn(value, for_key)
-        return States(self.turn(query, for_query), self.turn(key, for_key), value)
+            value = self.rotate(value, for_key)
+        return States(self.rotate(query, for_query), self.rotate(key, for_key), value)
 
-    def turn(self, x: torch.Tensor, turns: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """(B,H,L,E) -> (B,H,L,E): the first 2 * turns.shape[-1] components turned, the rest as they were."""
-        size = 2 * turns[0].shape[-1]
-        part = x[..., :size].to(turns[0].real.dtype)
-        if turns[0].is_complex() and not self.halves:  # one product of complex numbers, a pair each
-            turned = torch.view_as_real(torch.view_as_complex(part.unflatten(-1, (-1, 2))) * turns[0])
+    def rotate(self, x: torch.Tensor, rotations: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """(B,H,L,E) -> (B,H,L,E): the first 2 * rotations.shape[-1] components rotated, the rest as they were."""
+        size = 2 * rotations[0].shape[-1]
+        part = x[..., :size].to(rotations[0].real.dtype)
+        if rotations[0].is_complex() and not self.halves:  # one product of complex numbers, a pair each
+            rotated = torch.view_as_real(torch.view_as_complex(part.unflatten(-1, (-1, 2))) * rotations[0])
         else:
-            cos, sin = (turns[0].real, turns[0].imag) if turns[0].is_complex() else turns
+            cos, sin = (rotations[0].real, rotations[0].imag) if rotations[0].is_complex() else rotations
             pair_dim, shape = (-2, (2, -1)) if self.halves else (-1, (-1, 2))
             first, second = part.unflatten(-1, shape).unbind(pair_dim)
-            turned = torch.stack((first * cos - second * sin, second * cos + first * sin), pair_dim)
-        turned = turned.flatten(-2).to(x.dtype)
-        return turned if size == x.shape[-1] else torch.cat((turned, x[..., size:]), dim=-1)
+            rotated = torch.stack((first * cos - second * sin, second * cos + first * sin), pair_dim)
+        rotated = rotated.flatten(-2).to(x.dtype)
+        return rotated if size == x.shape[-1] else torch.cat((rotated, x[..., size:]), dim=-1)
 
 
 def rotary_size(config) -> int:

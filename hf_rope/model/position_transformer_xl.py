@@ -34,7 +34,7 @@ class TransformerXLPosition(ContentScheme):
         return -distance
 
     def share(self, everywhere, dtype):
-        """R of the distances from -reach to reach, (2 * reach + 1, D); where these are not known, of both positions.
+        """R of the distances up to max_distance, (2 * max_distance + 1, D); where that is not known, of both positions.
 
         The latter are (B or 1, Q, D) and (B or 1, K, D): by the addition theorem they give R of any difference.
         """
@@ -42,7 +42,7 @@ class TransformerXLPosition(ContentScheme):
         return tuple(torch.cat(sinusoid(x, self.config.hidden_size, dtype), dim=-1) for x in rows)
 
     def compare(self, places, dtype):
-        return None if places.reach is None else super().compare(places, dtype)
+        return None if places.max_distance is None else super().compare(places, dtype)
 
 
 class LayerTransformerXL(ContentScore):

@@ -35,9 +35,9 @@ def distances(places: Places) -> torch.Tensor:
     return places.keys[:, None, :] - places.queries[:, :, None]
 
 
-def all_distances(reach: int, places: Places) -> torch.Tensor:
-    """(2 * reach + 1,) int64: the distances j - i from -reach to reach."""
-    return torch.arange(-reach, reach + 1, device=places.queries.device)
+def all_distances(max_distance: int, places: Places) -> torch.Tensor:
+    """(2 * max_distance + 1,) int64: the distances j - i, rising."""
+    return torch.arange(-max_distance, max_distance + 1, device=places.queries.device)
 
 
 def band_product(x: torch.Tensor, table: torch.Tensor, first: int, width: int) -> torch.Tensor:
@@ -123,18 +123,18 @@ class ContentScheme(PositionScheme):
         raise NotImplementedError
 
     def share(self, everywhere, dtype):
-        """The rows that are needed: those of the distances from -reach to reach, (2 * reach + 1,); () for all."""
-        if everywhere.reach is None or self.by_pair:
+        """The rows of the distances from -max_distance to max_distance, (2 * max_distance + 1,); () for all rows."""
+        if everywhere.max_distance is None or self.by_pair:
             return ()
-        return (self.row_of(all_distances(everywhere.reach, everywhere)),)
+        return (self.row_of(all_distances(everywhere.max_distance, everywhere)),)
 
     def compare(self, places, dtype):
         """(B or 1, Q, K): each pair's number among the rows of `share`; None where positions are consecutive."""
-        if places.reach is None or self.by_pair:
+        if places.max_distance is None or self.by_pair:
             return self.row_of(distances(places))
         if places.consecutive:
             return None
-        return distances(places).clamp(-places.reach, places.reach) + places.reach
+        return distances(places).clamp(-places.max_distance, places.max_distance) + places.max_distance
 
 
 class ContentScore(LayerPosition):
