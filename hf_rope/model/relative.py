@@ -82,7 +82,7 @@ class DistanceBias(PositionScheme):
         raise NotImplementedError
 
     def compare(self, places, dtype):
-        """(B or 1, H, Q, K): a number a pair. Of many consecutive pairs (H, L, L), the last query's row first.
+        """(B or 1, H, Q, K): a number a pair. Of many consecutive pairs on a CPU (H, L, L), the last query's row first.
 
         That one takes no memory: each row begins one number after the one before it in the same 2L-1 numbers, where in
         the usual order it would begin one before, and torch has no negative strides.
@@ -94,7 +94,8 @@ class DistanceBias(PositionScheme):
         if self.config.is_decoder:  # what lies ahead; a view has no room for a mask
             values = F.pad(values[:, :length], (0, length - 1), value=torch.finfo(values.dtype).min)
         rows = values.contiguous().unfold(-1, length, 1)
-        return rows if rows.numel() > SCORES_AT_ONCE else rows.flip(-2)[None]
+        as_view = reads_are_free(values) and rows.numel() > SCORES_AT_ONCE
+        return rows if as_view else rows.flip(-2)[None]
 
 
 class LayerDistanceBias(LayerPosition):
