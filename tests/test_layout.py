@@ -288,6 +288,26 @@ def test_bounds_of_the_callers_reach_the_function_as_they_are(scheme):
             model(ids, **wrong)
 
 
+@pytest.mark.parametrize("scheme", FREE)
+def test_bounds_are_of_the_decoder_alone_and_not_of_the_states_that_it_attends_to(scheme):
+    seen = []
+
+    def function(module, query, key, value, attention_mask, **kwargs):
+        seen.append({*kwargs} & {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"})
+        if seen[-1]:
+            return Varlen().compute(module, query, key, value, attention_mask, **kwargs)
+        return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **kwargs)
+
+    AttentionInterface.register("varlen", function)
+    model = tiny_model(scheme, is_decoder=True, add_cross_attention=True, use_cache=False)
+    bounds, states = torch.tensor([0, 4, 9]), torch.randn(1, 5, 32)
+    parts = [model(part, encoder_hidden_states=states).last_hidden_state for part in IDS[:1].split((4, 5), dim=1)]
+    model.set_attn_implementation("varlen")
+    found = model(IDS[:1], encoder_hidden_states=states, cu_seq_lens_q=bounds).last_hidden_state
+    close(found, torch.cat(parts, dim=1))
+    assert [len(names) for names in seen] == [4, 0, 4, 0]
+
+
 @pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if not SCHEMES[scheme].changes_values])
 def test_a_function_of_the_users_with_a_mask_of_its_own_gets_the_mask(scheme, no_reads):
     """And the scheme's term as `position_bias`."""

@@ -204,12 +204,12 @@ def lay_out(
 
     if attention.keeps_sums:
         places = places._replace(keys=places.queries)
+    told = not is_tracing(x) and cache is None and takes_bounds(config, scheme)
+    if told and bounds and attention_mask is None:
+        return Layout(places.queries, places, [places], [Group(1, length)], bounds=complete(bounds, length))
     alone = alone and cache is None and (attention_mask is None or padding_mask is not None)
-    if alone and not is_tracing(x) and takes_bounds(config, scheme):
-        if bounds and padding_mask is None:
-            return Layout(places.queries, places, [places], [Group(1, length)], bounds=complete(bounds, length))
-        if own_function(config) is not None or padding_mask is not None or segments is not None:
-            return with_bounds(x, places, padding_mask, segments, keep_dense())
+    if told and alone and (own_function(config) is not None or padding_mask is not None or segments is not None):
+        return with_bounds(x, places, padding_mask, segments, keep_dense())
     if alone and config.unpad_inputs and reads_are_free(x) and config._attn_implementation != "flex_attention":
         some = padding_mask is not None and bool(padding_mask.any()) and not bool(padding_mask.all())
         if (some or segments is not None) and not keep_dense():

@@ -129,7 +129,8 @@ class HfRopeLayer(GradientCheckpointingLayer):
         attended, _ = self.attention(x, mask, *plan, groups=groups, inside=inside, cache=cache, **kwargs)
         x = self.attention_norm(x + self.dropout(attended))
         if states is not None:
-            attended, _ = self.cross_attention(x, states, states_mask, cache=cache, **kwargs)
+            own = {key: value for key, value in kwargs.items() if key not in BOUNDS}  # which are of x alone
+            attended, _ = self.cross_attention(x, states, states_mask, cache=cache, **own)
             x = self.cross_attention_norm(x + self.dropout(attended))
         return apply_chunking_to_forward(self.feed_forward, self.chunk_size_feed_forward, 1, x)
 
