@@ -159,14 +159,14 @@ def errors_in_bf16(accelerator: Accelerator, case: Case) -> dict[str, Any]:
     part, model = part_of(batch, accelerator.process_index, accelerator.num_processes), case.build()
     model, optimizer = accelerator.prepare(model, sgd(model))
     seen: dict[str, list[str]] = {}
-    model.model.layers[0].attention.position.register_forward_pre_hook(partial(note_precision, seen))
+    model.model.layers[0].attention.position.register_forward_pre_hook(partial(note_precision, seen), with_kwargs=True)
     found["sharded"] = train(model, part, optimizer, accelerator)
     return {**{name: error(records[0], expected[0]) for name, records in found.items()}, **seen}
 
 
-def note_precision(seen: dict[str, list[str]], module, arguments) -> None:
-    """Query, key and value come first; a complex number's precision is that of its parts."""
-    shared = [x.real for x in tree_leaves(arguments[3:]) if isinstance(x, torch.Tensor)]
+def note_precision(seen: dict[str, list[str]], module, arguments, keywords) -> None:
+    """Of the query and of what layers share; a complex number's precision is that of its parts."""
+    shared = [x.real for x in tree_leaves(keywords["shared"])]
     seen["query"] = [str(arguments[0].dtype)]
     seen["shared"] = sorted({str(x.dtype) for x in shared if x.is_floating_point()})
 

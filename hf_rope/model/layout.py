@@ -292,7 +292,7 @@ def with_bounds(x, places: Places, padding_mask, segments, keep_dense: bool) -> 
     else:
         real = x.new_ones(batch, length, dtype=torch.bool) if padding_mask is None else padding_mask
         numbers = sequence_numbers(batch, length, segments, x.device).flatten()
-        lengths = numbers.new_zeros(batch * length).scatter_add(0, numbers, real.flatten().long())
+        lengths = numbers.new_zeros(batch * (length + 1)).scatter_add(0, numbers, real.flatten().long())
         total, count, longest = torch.stack((real.sum(), (lengths > 0).sum(), lengths.max())).tolist()
         if not total:
             return with_bounds(x, places, None, segments, keep_dense)  # nothing is real, and nothing is asked for
@@ -318,7 +318,7 @@ def with_bounds(x, places: Places, padding_mask, segments, keep_dense: bool) -> 
 def sequence_numbers(batch: int, length: int, segments: torch.Tensor | None, device) -> torch.Tensor:
     """(B, L): a number for each sequence of the batch, rising from row to row and within a row."""
     rows = torch.arange(batch, device=device)[:, None].expand(batch, length)
-    return rows if segments is None else rows * length + segments
+    return rows if segments is None else rows * (length + 1) + segments  # a row's segments are 0 to length
 
 
 def from_bounds(bounds: torch.Tensor, length: int, device, position_ids: torch.Tensor | None):
@@ -334,11 +334,16 @@ def find_packed_sequences(position_ids: torch.Tensor, padding_mask: torch.Tensor
     A row is packed where its real positions are runs 0, 1, 2, ... one after the other, two or more, as
     `DataCollatorWithFlattening` writes them. Any other order of positions is one sequence.
     """
-    first = position_ids == 0 if padding_mask is None else (position_ids == 0) & padding_mask
-    follows = position_ids == F.pad(position_ids, (1, -1), value=-2) + 1
-    runs = first | follows
-    if padding_mask is not None:
-        runs = runs | ~padding_mask
+    if padding_mask is None:
+        first, before = position_ids == 0, F.pad(position_ids, (1, -1), value=-2)
+        runs = first | (position_ids == before + 1)
+    else:
+        # Padding may also lie between tokens: what counts is the real token before, at the last real place so far.
+        places = torch.arange(position_ids.shape[-1], device=position_ids.device)
+        last = F.pad(torch.where(padding_mask, places, -1).cummax(-1).values, (1, -1), value=-1)
+        before = position_ids.gather(-1, last.clamp(min=0)).masked_fill(last < 0, -2)
+        first = (position_ids == 0) & padding_mask
+        runs = first | (position_ids == before + 1) | ~padding_mask
     packed = runs.all(-1, keepdim=True)
     if reads_are_free(position_ids) and not bool((packed & (first.sum(-1, keepdim=True) > 1)).any()):
         return None

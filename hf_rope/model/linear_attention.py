@@ -157,9 +157,9 @@ class LinearState(DynamicLayer):
 class HfRopeLinearAttention(HfRopeAttention):
     """Multi-head self-attention with a feature map in the softmax's place; no probabilities, so no dropout of them.
 
-    The mask says which tokens a query may see: (B, L) bool, True at real tokens, or int64, the number of each token's
-    packed sequence and -1 at padding. All is computed in float32 at least. Linear in L, but for an encoder's packed
-    sequences in one row, which are computed with all pairs.
+    The mask says which tokens a query may see: (B, L) bool, True at real tokens, or int64, the number n of each token's
+    packed sequence, which at padding is -1 - n. All is computed in float32 at least. Linear in L, but for an encoder's
+    packed sequences in one row, which are computed with all pairs.
     """
 
     keeps_sums = True
@@ -191,7 +191,7 @@ class HfRopeLinearAttention(HfRopeAttention):
         real = None if attention_mask is None else attention_mask[:, -x.shape[1] :].bool()
         if places.segments is None or real is None:
             return real if places.segments is None else places.segments
-        return places.segments.masked_fill(~real, -1)
+        return torch.where(real, places.segments, -1 - places.segments)
 
     def renew(self):
         self.features.renew()
@@ -208,7 +208,8 @@ class HfRopeLinearAttention(HfRopeAttention):
         query, key, scale = states.by_token
         scale, segments = scale[..., 0], None
         if mask is not None:
-            segments, real = (None, mask) if mask.dtype == torch.bool else (mask, mask >= 0)
+            real = mask if mask.dtype == torch.bool else mask >= 0
+            segments = None if mask.dtype == torch.bool else torch.where(real, mask, -1 - mask)
             scale = scale.masked_fill(~real[:, None], -torch.inf)
         turned = states[:3]
         with without_autocast(query):

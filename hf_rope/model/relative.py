@@ -237,7 +237,7 @@ def by_key(key: torch.Tensor, table: torch.Tensor, pairs: torch.Tensor | None, s
     if pairs is None:
         # Seen from key j, the columns run backwards: i = j + (i - j), and the distance i - j is what counts up.
         return band_product(key, table.flip(-1), table.shape[-1] // 2 + start, count).transpose(-1, -2)
-    if count == 1:  # a decoder's next token: one column a key, not all of them
+    if count == 1 and table.ndim < 4:  # a decoder's next token: one column a key, not all of them
         rows = table.expand(1, *table.shape) if table.ndim == 2 else table
         return (key * rows.transpose(1, 2)[:, pairs[:, 0]].transpose(0, 1)).sum(-1)[:, :, None]
     return take_columns(key @ table, pairs.transpose(1, 2)).transpose(-1, -2)
