@@ -578,6 +578,10 @@ DECODING = {
         cached(input_ids=IDS[:1], cu_seq_lens_q=torch.tensor([0, 3, 7])),
         r"cu_seq_lens_q tells packed sequences apart, which cannot be continued: leave the cache out",
     ),
+    "packed positions into an empty cache": (
+        lambda: decoder()(IDS[:1], position_ids=torch.arange(7)[None] % 4, past_key_values=DynamicCache()),
+        r"position_ids are of packed sequences, which cannot be continued, and a cache is given: leave the cache out",
+    ),
     "positions with gaps after a cache": (
         cached(input_ids=IDS[:, :2], position_ids=torch.tensor([[7, 9]])),
         r"position_ids are \[7, 9\] where a cache is in use; with one, they must count up by one: leave them out",

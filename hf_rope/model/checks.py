@@ -86,6 +86,15 @@ def check_bounds(bounds: Mapping[str, Any], batch: int, length: int) -> None:
         raise ValueError("cu_seq_lens_k differs from cu_seq_lens_q, and tokens see their own sequence: leave it out.")
 
 
+def check_no_cache(segments: torch.Tensor | None, cache: Cache | None) -> None:
+    """Refuses to fill a cache with packed sequences, which nothing could go on from."""
+    if segments is not None and cache is not None:
+        raise ValueError(
+            "position_ids are of packed sequences, which cannot be continued, and a cache is given: leave the cache "
+            "out."
+        )
+
+
 def check_choices(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> int:
     """Returns the number of choices; refuses ids that are not (batch, choices, length)."""
     for name, x, ndim in (("input_ids", input_ids, 3), ("inputs_embeds", inputs_embeds, 4)):

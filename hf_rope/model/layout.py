@@ -26,7 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import is_flash_attention_requested
 from transformers.utils.import_utils import is_tracing
 
-from .checks import cached_length, check_bounds
+from .checks import cached_length, check_bounds, check_no_cache
 from .device import reads_are_free
 from .position_base import Places, PositionScheme
 
@@ -190,12 +190,14 @@ def lay_out(
     """
     batch, length = x.shape[:2]
     padding_mask = attention_mask.bool() if attention_mask is not None and attention_mask.ndim == 2 else None
+    square = attention_mask is not None and padding_mask is None  # a 4-D mask, which alone says who sees whom
     segments = None
     if bounds:
         check_bounds(bounds, batch, length)
         segments, position_ids = from_bounds(bounds["cu_seq_lens_q"], length, x.device, position_ids)
-    elif position_ids is not None and cache is None:
+    elif position_ids is not None and (cache is None or not square and reads_are_free(x) and cached_length(cache) == 0):
         segments = find_packed_sequences(position_ids.expand(batch, length), padding_mask)
+        check_no_cache(segments, cache)
     if use_cache and cache is None and (segments is None or not (bounds or reads_are_free(x))):
         cache = new_cache(config)  # where nothing can be read, positions may be packed or not, and both are served
     if cache is None and segments is None and not reads_are_free(x):
@@ -207,7 +209,7 @@ def lay_out(
     told = not is_tracing(x) and cache is None and takes_bounds(config, scheme)
     if told and bounds and attention_mask is None:
         return Layout(places.queries, places, [places], [Group(1, length)], bounds=complete(bounds, length))
-    alone = alone and cache is None and (attention_mask is None or padding_mask is not None)
+    alone = alone and cache is None and not square
     if told and alone and (own_function(config) is not None or padding_mask is not None or segments is not None):
         return with_bounds(x, places, padding_mask, segments, keep_dense())
     if alone and config.unpad_inputs and reads_are_free(x) and config._attn_implementation != "flex_attention":
