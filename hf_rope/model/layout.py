@@ -191,6 +191,7 @@ def lay_out(
     batch, length = x.shape[:2]
     padding_mask = attention_mask.bool() if attention_mask is not None and attention_mask.ndim == 2 else None
     square = attention_mask is not None and padding_mask is None  # a 4-D mask, which alone says who sees whom
+    unfilled = not square and reads_are_free(x) and cached_length(cache) == 0
     segments = None
     if bounds:
         check_bounds(bounds, batch, length)
