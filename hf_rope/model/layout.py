@@ -196,9 +196,7 @@ def lay_out(
     if bounds:
         check_bounds(bounds, batch, length)
         segments, position_ids = from_bounds(bounds["cu_seq_lens_q"], length, x.device, position_ids)
-    elif position_ids is not None and (
-        cache is None or (not square and reads_are_free(x) and cached_length(cache) == 0)
-    ):
+    elif position_ids is not None and (cache is None or unfilled):
         segments = find_packed_sequences(position_ids.expand(batch, length), padding_mask)
         check_no_cache(segments, cache)
     if use_cache and cache is None and (segments is None or not (bounds or reads_are_free(x))):
