@@ -13,8 +13,7 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_torchdynamo_exporting, is_tracing
 
-from .device import reads_are_free
-from .layout import Group, is_observed, pad, unpad
+from .layout import Group, is_full, is_observed, pad, unpad
 from .position_base import Places, States
 from .positions import SCHEMES
 
@@ -243,7 +242,7 @@ def is_plain(config, x: torch.Tensor, attention_mask: torch.Tensor | None) -> bo
         return False
     if attention_mask is None:
         return True
-    return attention_mask.ndim == 2 and reads_are_free(attention_mask) and bool(attention_mask.all())
+    return attention_mask.ndim == 2 and is_full(attention_mask)
 
 
 def additive(mask, config, dtype: torch.dtype):

@@ -241,7 +241,7 @@ def is_lost(config, attention_mask: torch.Tensor | None) -> bool:
     """Whether a mask is given that says something, and no attention function is told."""
     if attention_mask is None or not no_mask(config):
         return False
-    return not (reads_are_free(attention_mask) and bool(attention_mask.all()))
+    return not is_full(attention_mask)
 
 
 def complete(bounds: dict[str, Any], length: int) -> dict[str, Any]:
@@ -396,9 +396,14 @@ def default_positions(scheme, length: int, padding_mask: torch.Tensor | None, de
     """
     position_ids = torch.arange(length, device=device)[None]
     anywhere = scheme.shift_invariant and (scheme.max_length is None or bool(length <= scheme.max_length))
-    if padding_mask is None or anywhere or (reads_are_free(padding_mask) and bool(padding_mask.all())):
+    if padding_mask is None or anywhere or is_full(padding_mask):
         return position_ids, True
     return torch.where(padding_mask, position_ids - first_real(padding_mask)[:, None], 0), False
+
+
+def is_full(mask: torch.Tensor) -> bool:
+    """Whether it is known, by a read that is free, that nothing is masked."""
+    return reads_are_free(mask) and bool(mask.all())
 
 
 def first_real(padding_mask: torch.Tensor) -> torch.Tensor:
