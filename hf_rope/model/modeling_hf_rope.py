@@ -132,6 +132,8 @@ class HfRopeLayer(GradientCheckpointingLayer):
             own = {key: value for key, value in kwargs.items() if key not in BOUNDS}  # which are of x alone
             attended, _ = self.cross_attention(x, states, states_mask, cache=cache, **own)
             x = self.cross_attention_norm(x + self.dropout(attended))
+        if not self.chunk_size_feed_forward:  # transformers' function looks at a signature first, each time
+            return self.feed_forward(x)
         return apply_chunking_to_forward(self.feed_forward, self.chunk_size_feed_forward, 1, x)
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -661,11 +663,13 @@ class HfRopeForSequenceClassification(HfRopePreTrainedModel):
         if pooled is None:
             pooled = self.mean(outputs.last_hidden_state, attention_mask)
         logits = self.classifier(self.dropout(pooled))
-        loss = (
-            None
-            if labels is None
-            else self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
-        )
+        loss = None
+        if labels is not None:
+            scored = logits
+            if labels.is_floating_point():  # torch before 2.12 has no gradient of a squared error between two dtypes
+                dtype = torch.promote_types(logits.dtype, labels.dtype)
+                scored, labels = logits.to(dtype), labels.to(dtype)
+            loss = self.loss_function(labels=labels, pooled_logits=scored, config=self.config, **kwargs)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

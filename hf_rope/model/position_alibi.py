@@ -16,13 +16,12 @@ class AlibiPosition(DistanceBias):
 
     def bias_of(self, distance, dtype):
         precision = torch.promote_types(dtype, torch.float32)
-        slopes = torch.tensor(alibi_slopes(self.num_heads), dtype=precision, device=distance.device)
+        slopes = alibi_slopes(self.num_heads, distance.device).to(precision)
         return (distance.abs().to(precision)[..., None] * -slopes).to(dtype)
 
 
-def alibi_slopes(num_heads: int) -> list[float]:
-    """m_h of each head."""
+def alibi_slopes(num_heads: int, device) -> torch.Tensor:
+    """m_h of each head, (H,) float64, computed on the device: numbers of Python's would be copied there."""
     below = 1 << (num_heads.bit_length() - 1)
-    slopes = [2 ** (-8 * head / below) for head in range(1, below + 1)]
-    above = [2 ** (-8 * head / (2 * below)) for head in range(1, 2 * below + 1, 2)]
-    return slopes + above[: num_heads - below]
+    heads = torch.arange(num_heads, device=device, dtype=torch.float64)
+    return torch.exp2(-8 / below * torch.where(heads < below, heads + 1, heads - below + 0.5))

@@ -8,6 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils.import_utils import is_tracing
 
+from .device import made_on
 from .position_base import LayerPosition, PositionScheme, States
 
 
@@ -87,7 +88,8 @@ class RotaryPosition(PositionScheme):
         self, positions: torch.Tensor, dtype: torch.dtype, segments: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, ...]:
         precision = torch.promote_types(dtype, torch.float32)
-        frequencies, factor = self.frequencies(positions, precision, segments)
+        with made_on(positions.device):  # transformers' functions make some of their tensors on the default device
+            frequencies, factor = self.frequencies(positions, precision, segments)
         angles = (positions[..., None].to(precision) * frequencies)[:, None]
         if is_tracing(positions):
             return angles.cos() * factor, angles.sin() * factor
@@ -134,17 +136,18 @@ class LayerRotary(LayerPosition):
 
     def rotate(self, x: torch.Tensor, rotations: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """(B,H,L,E) -> (B,H,L,E): the first 2 * rotations.shape[-1] components rotated, the rest as they were."""
-        size = 2 * rotations[0].shape[-1]
-        part = x[..., :size].to(rotations[0].real.dtype)
-        if rotations[0].is_complex() and not self.halves:  # one product of complex numbers, a pair each
-            rotated = torch.view_as_real(torch.view_as_complex(part.unflatten(-1, (-1, 2))) * rotations[0])
+        rotation, whole = rotations[0], x.shape[-1]
+        size = 2 * rotation.shape[-1]
+        part = (x if size == whole else x[..., :size]).to(rotation.dtype.to_real())
+        if rotation.is_complex() and not self.halves:  # one product of complex numbers, a pair each
+            rotated = torch.view_as_real(torch.view_as_complex(part.unflatten(-1, (-1, 2))) * rotation)
         else:
-            cos, sin = (rotations[0].real, rotations[0].imag) if rotations[0].is_complex() else rotations
+            cos, sin = (rotation.real, rotation.imag) if rotation.is_complex() else rotations
             pair_dim, shape = (-2, (2, -1)) if self.halves else (-1, (-1, 2))
             first, second = part.unflatten(-1, shape).unbind(pair_dim)
             rotated = torch.stack((first * cos - second * sin, second * cos + first * sin), pair_dim)
         rotated = rotated.flatten(-2).to(x.dtype)
-        return rotated if size == x.shape[-1] else torch.cat((rotated, x[..., size:]), dim=-1)
+        return rotated if size == whole else torch.cat((rotated, x[..., size:]), dim=-1)
 
 
 def rotary_size(config) -> int:
