@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .inspect import Findings
-from .inspect import inspect as inspect_checkpoint
+from .analysis import Findings
+from .analysis import inspect as inspect_checkpoint
 from .terminal import errors_in_a_sentence
 
 WRITTEN = {"arrays.npz", "findings.json", "score_terms.png", "attention_by_distance.png", "long_term_decay.png"}
