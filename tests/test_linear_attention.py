@@ -355,7 +355,7 @@ CALLS = {
         lambda model: model.set_attn_implementation("flex_attention"),
         r"'flex_attention' cannot compute attention_type='linear'; it works with: eager, sdpa\.",
     ),
-    "a native class": (lambda model: to_native(model), r"has attention_type='linear', which the native class cannot"),
+    "a native class": (lambda model: to_native(model), r"has attention_type='linear', which cannot be converted"),
     "scores": (lambda model: score_terms(model.model, IDS), r"attention_type='linear' has no scores to take apart"),
 }
 
