@@ -17,12 +17,10 @@ from transformers import (
     AutoModelForSequenceClassification,
     EvalPrediction,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainingArguments,
-    set_seed,
 )
 
-from finetuning import FinetuningArguments, load_pretrained, load_splits, parse, report, train_and_evaluate
+from finetuning import FinetuningArguments, build_trainer, load_splits, parse, report, train_and_evaluate
 from loading import load_tokenizer, parse_overrides
 
 
@@ -64,20 +62,16 @@ def finetune(
     """Trains on the "train" split, saves, and returns the metrics of every other split."""
     overrides, tokenizer = parse_overrides(arguments.config_overrides), load_tokenizer(arguments.model)
     encoded = {split: encode(rows, columns, tokenizer, arguments.max_length) for split, rows in splits.items()}
-    set_seed(training.seed)
-    trainer = Trainer(
-        model=load_pretrained(
-            AutoModelForSequenceClassification,
-            arguments.model,
-            num_labels=1,
-            problem_type="regression",
-            **overrides,
-        ),
-        args=training,
-        train_dataset=encoded["train"],
-        eval_dataset=encoded["validation"],
-        processing_class=tokenizer,
-        compute_metrics=error_and_correlations,
+    trainer = build_trainer(
+        AutoModelForSequenceClassification,
+        arguments.model,
+        tokenizer,
+        encoded,
+        training,
+        error_and_correlations,
+        num_labels=1,
+        problem_type="regression",
+        **overrides,
     )
     mean = statistics.fmean(encoded["train"]["labels"])
     errors = {split: statistics.fmean((x - mean) ** 2 for x in rows["labels"]) for split, rows in encoded.items()}
