@@ -7,7 +7,6 @@ Every option of `TrainingArguments` works. The mean squared error, Pearson's and
 beside the error of always answering the mean of the training data. Writes a model folder with `results.json`.
 """
 
-import math
 import statistics
 from dataclasses import dataclass, field
 
@@ -21,7 +20,7 @@ from transformers import (
 )
 
 from finetuning import FinetuningArguments, build_trainer, load_splits, parse, report, train_and_evaluate
-from loading import load_tokenizer, parse_overrides
+from loading import load_tokenizer, parse_overrides, require_numbers
 
 
 @dataclass
@@ -35,9 +34,7 @@ class Arguments(FinetuningArguments):
 def encode(rows: Dataset, columns: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
     """Token ids and `labels`; the last column is the number's."""
     *texts, label = columns
-    for value in rows[label]:
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise SystemExit(f"The column {label!r} holds {value!r}; regression needs a finite number in every row.")
+    require_numbers(rows, label)
 
     def tokenize(batch: dict[str, list]) -> dict[str, list]:
         encoded = tokenizer(*(batch[column] for column in texts), truncation=True, max_length=max_length)

@@ -11,7 +11,6 @@ those before training. Writes a SentenceTransformer with `results.json`; it carr
 """
 
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from transformers import set_seed
 
 from finetuning import load_splits, parse, report
-from loading import load_tokenizer
+from loading import load_tokenizer, require_numbers
 
 
 @dataclass
@@ -54,9 +53,7 @@ def build(model: str, max_length: int) -> SentenceTransformer:
 def scale(splits: dict[str, Dataset], column: str) -> dict[str, Dataset]:
     """The rows with numbers from 0, the training data's lowest, to 1, its highest."""
     for rows in splits.values():
-        for value in rows[column]:
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise SystemExit(f"The column {column!r} holds {value!r}; every row needs a finite number.")
+        require_numbers(rows, column)
     low, high = min(splits["train"][column]), max(splits["train"][column])
     if low == high:
         raise SystemExit(f"All training rows have the similarity {low}; two values or more are needed.")
