@@ -1,4 +1,4 @@
-"""Native models of every source that converts, in memory and in folders, and how they are changed and compared."""
+"""Native models of every source, in memory and in folders; how they are changed, compared and given to the command."""
 
 import json
 from pathlib import Path
@@ -122,7 +122,8 @@ def reconfigure(folder, **changes) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def cut(folder):
+def cut(folder) -> None:
+    """Cuts the weights of a saved folder off."""
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:5000])
 
@@ -164,10 +165,12 @@ def write_old_bert(folder, ours, kind: str) -> None:
 
 
 def command(*arguments, name="convert"):
+    """`hf-rope convert`, or the command of another name, in this process."""
     return CliRunner().invoke(app, [name, *(str(argument) for argument in arguments)], env={"COLUMNS": "200"})
 
 
 def refused(result, tmp_path, sentence) -> None:
+    """The command ended with one sentence and wrote nothing beside the folders that were there."""
     assert result.exit_code == 1
     assert sentence in result.stderr
     assert result.stderr.count("\n") == 1

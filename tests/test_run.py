@@ -40,7 +40,6 @@ print(type(AutoModel.from_config(AutoConfig.from_pretrained(arguments.folder))).
 
 WORKERS = """
 import dataclasses, pickle
-from datasets import Dataset
 from transformers import AutoConfig
 from torch.utils.data import DataLoader
 
@@ -69,6 +68,7 @@ if __name__ == "__main__":
         loader = DataLoader(squares, 2, collate_fn=collate, num_workers=2, multiprocessing_context=start)
         for items, name in loader:
             print(*(item.value for item in items), name)
+    from datasets import Dataset  # last: it sets "__mp_main__" itself, which the loaders must find as it was
     rows = Dataset.from_dict({"root": range(4)}).map(squared, num_proc=2)
     print(*rows["value"])
 """

@@ -59,7 +59,10 @@ RELATIVE_KEYS = ("relative_key", "relative_key_query")
 
 
 class Source:
-    """One architecture. Names are those of modules, "{}" for a layer's number, without the prefix of the encoder."""
+    """One architecture. Names are those of modules, "{}" for a layer's number, without the prefix of the encoder.
+
+    A further one is a subclass and its row in `sources.SOURCES`, and for its tests a row in tests/native_models.py.
+    """
 
     prefix: ClassVar[str]
     """What the encoder's tensors begin with where the model has a head."""
