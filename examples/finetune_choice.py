@@ -20,12 +20,10 @@ from transformers import (
     DataCollatorForMultipleChoice,
     EvalPrediction,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainingArguments,
-    set_seed,
 )
 
-from finetuning import FinetuningArguments, load_pretrained, load_splits, parse, report, train_and_evaluate
+from finetuning import FinetuningArguments, build_trainer, load_splits, parse, report, train_and_evaluate
 from loading import load_tokenizer, parse_overrides, require_text
 
 
@@ -89,15 +87,15 @@ def finetune(
     columns = (context, arguments.choice_columns, arguments.label_column)
     encoded = {split: encode(rows, *columns, tokenizer, arguments.max_length) for split, rows in splits.items()}
     guessing = {split: {"guessing": 1 / len(rows[0]["input_ids"])} for split, rows in encoded.items()}
-    set_seed(training.seed)
-    trainer = Trainer(
-        model=load_pretrained(AutoModelForMultipleChoice, arguments.model, **overrides),
-        args=training,
-        data_collator=DataCollatorForMultipleChoice(tokenizer),
-        train_dataset=encoded["train"],
-        eval_dataset=encoded["validation"],
-        processing_class=tokenizer,
-        compute_metrics=accuracy,
+    trainer = build_trainer(
+        AutoModelForMultipleChoice,
+        arguments.model,
+        tokenizer,
+        encoded,
+        training,
+        accuracy,
+        DataCollatorForMultipleChoice(tokenizer),
+        **overrides,
     )
     return train_and_evaluate(trainer, encoded, guessing)
 

@@ -20,10 +20,19 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
-    set_seed,
 )
 
-from finetuning import FinetuningArguments, Metric, load_pretrained, load_splits, parse, report, train_and_evaluate
+from finetuning import (
+    FinetuningArguments,
+    Metric,
+    build_trainer,
+    class_names,
+    label_settings,
+    load_splits,
+    parse,
+    report,
+    train_and_evaluate,
+)
 from loading import load_tokenizer, parse_overrides
 
 
@@ -36,16 +45,6 @@ class Arguments(FinetuningArguments):
     evaluate_metric: str | None = field(
         default=None, metadata={"help": "A metric for evaluate.load, from the network."}
     )
-
-
-def class_names(labels: list[Any]) -> list[Any]:
-    """The classes of the training labels, sorted."""
-    names = set(labels)
-    if not all(isinstance(name, int | str) for name in names):
-        raise SystemExit(f"Labels must be whole numbers or words; one is {next(n for n in names if n is None or n)!r}.")
-    if len(names) < 2:
-        raise SystemExit(f"All training labels are {labels[0]!r}; two classes or more are needed.")
-    return sorted(names, key=lambda name: (str(type(name)), name))
 
 
 def encode(
@@ -98,17 +97,8 @@ def finetune(
     label = columns[-1]
     names = class_names(splits["train"][label])
     encoded = {split: encode(rows, columns, names, tokenizer, max_length) for split, rows in splits.items()}
-    labels = {"id2label": dict(enumerate(map(str, names))), "label2id": {str(n): i for i, n in enumerate(names)}}
-    set_seed(training.seed)
-    classifier = load_pretrained(AutoModelForSequenceClassification, model, **labels, **(overrides or {}))
-    trainer = Trainer(
-        model=classifier,
-        args=training,
-        train_dataset=encoded["train"],
-        eval_dataset=encoded["validation"],
-        processing_class=tokenizer,
-        compute_metrics=metric,
-    )
+    settings = {**label_settings(names), **(overrides or {})}
+    trainer = build_trainer(AutoModelForSequenceClassification, model, tokenizer, encoded, training, metric, **settings)
     majority = Counter(splits["train"][label]).most_common(1)[0][0]
     shares = {split: {"majority": rows[label][:].count(majority) / len(rows)} for split, rows in splits.items()}
     return trainer, train_and_evaluate(trainer, encoded, shares)

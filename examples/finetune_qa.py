@@ -17,17 +17,9 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import (
-    AutoModelForQuestionAnswering,
-    DataCollatorWithPadding,
-    EvalPrediction,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import AutoModelForQuestionAnswering, EvalPrediction, PreTrainedTokenizerBase, TrainingArguments
 
-from finetuning import FinetuningArguments, Metric, load_pretrained, load_splits, parse, report, train_and_evaluate
+from finetuning import FinetuningArguments, Metric, build_trainer, load_splits, parse, report, train_and_evaluate
 from loading import load_tokenizer, parse_overrides
 
 
@@ -158,15 +150,14 @@ def finetune(
         return compute
 
     whole = {split: score(rows[columns[0]][:], rows[columns[2]][:]) for split, rows in splits.items()}
-    set_seed(training.seed)
-    trainer = Trainer(
-        model=load_pretrained(AutoModelForQuestionAnswering, arguments.model, **overrides),
-        args=training,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        train_dataset=windows["train"],
-        eval_dataset=windows["validation"],
-        processing_class=tokenizer,
-        compute_metrics=metric("validation"),
+    trainer = build_trainer(
+        AutoModelForQuestionAnswering,
+        arguments.model,
+        tokenizer,
+        windows,
+        training,
+        metric("validation"),
+        **overrides,
     )
     baselines = {split: {f"whole_context_{name}": x for name, x in found.items()} for split, found in whole.items()}
     return train_and_evaluate(trainer, windows, baselines, {split: metric(split) for split in splits})

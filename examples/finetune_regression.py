@@ -7,7 +7,6 @@ Every option of `TrainingArguments` works. The mean squared error, Pearson's and
 beside the error of always answering the mean of the training data. Writes a model folder with `results.json`.
 """
 
-import math
 import statistics
 from dataclasses import dataclass, field
 
@@ -17,13 +16,11 @@ from transformers import (
     AutoModelForSequenceClassification,
     EvalPrediction,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainingArguments,
-    set_seed,
 )
 
-from finetuning import FinetuningArguments, load_pretrained, load_splits, parse, report, train_and_evaluate
-from loading import load_tokenizer, parse_overrides
+from finetuning import FinetuningArguments, build_trainer, load_splits, parse, report, train_and_evaluate
+from loading import load_tokenizer, parse_overrides, require_numbers
 
 
 @dataclass
@@ -37,9 +34,7 @@ class Arguments(FinetuningArguments):
 def encode(rows: Dataset, columns: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
     """Token ids and `labels`; the last column is the number's."""
     *texts, label = columns
-    for value in rows[label]:
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise SystemExit(f"The column {label!r} holds {value!r}; regression needs a finite number in every row.")
+    require_numbers(rows, label)
 
     def tokenize(batch: dict[str, list]) -> dict[str, list]:
         encoded = tokenizer(*(batch[column] for column in texts), truncation=True, max_length=max_length)
@@ -64,20 +59,16 @@ def finetune(
     """Trains on the "train" split, saves, and returns the metrics of every other split."""
     overrides, tokenizer = parse_overrides(arguments.config_overrides), load_tokenizer(arguments.model)
     encoded = {split: encode(rows, columns, tokenizer, arguments.max_length) for split, rows in splits.items()}
-    set_seed(training.seed)
-    trainer = Trainer(
-        model=load_pretrained(
-            AutoModelForSequenceClassification,
-            arguments.model,
-            num_labels=1,
-            problem_type="regression",
-            **overrides,
-        ),
-        args=training,
-        train_dataset=encoded["train"],
-        eval_dataset=encoded["validation"],
-        processing_class=tokenizer,
-        compute_metrics=error_and_correlations,
+    trainer = build_trainer(
+        AutoModelForSequenceClassification,
+        arguments.model,
+        tokenizer,
+        encoded,
+        training,
+        error_and_correlations,
+        num_labels=1,
+        problem_type="regression",
+        **overrides,
     )
     mean = statistics.fmean(encoded["train"]["labels"])
     errors = {split: statistics.fmean((x - mean) ** 2 for x in rows["labels"]) for split, rows in encoded.items()}

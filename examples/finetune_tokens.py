@@ -22,13 +22,19 @@ from transformers import (
     DataCollatorForTokenClassification,
     EvalPrediction,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainingArguments,
-    set_seed,
 )
 
-from finetune_classification import class_names
-from finetuning import FinetuningArguments, load_pretrained, load_splits, parse, report, train_and_evaluate
+from finetuning import (
+    FinetuningArguments,
+    build_trainer,
+    class_names,
+    label_settings,
+    load_splits,
+    parse,
+    report,
+    train_and_evaluate,
+)
 from loading import load_tokenizer, parse_overrides, require_text
 
 
@@ -97,16 +103,16 @@ def finetune(
         labels = prediction.label_ids
         return score(tags_of(labels, names), tags_of(labels, names, prediction.predictions.argmax(-1)))
 
-    set_seed(training.seed)
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-    trainer = Trainer(
-        model=load_pretrained(AutoModelForTokenClassification, arguments.model, **labels, **overrides),
-        args=training,
-        data_collator=DataCollatorForTokenClassification(tokenizer),
-        train_dataset=encoded["train"],
-        eval_dataset=encoded["validation"],
-        processing_class=tokenizer,
-        compute_metrics=compute_metrics,
+    trainer = build_trainer(
+        AutoModelForTokenClassification,
+        arguments.model,
+        tokenizer,
+        encoded,
+        training,
+        compute_metrics,
+        DataCollatorForTokenClassification(tokenizer),
+        **label_settings(names),
+        **overrides,
     )
     return train_and_evaluate(trainer, encoded, baselines)
 

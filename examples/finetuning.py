@@ -1,4 +1,4 @@
-"""What the finetune_*.py scripts share: arguments, the checkpoint, and training with a baseline beside the result."""
+"""What the finetune_*.py scripts share: arguments, the Trainer, and training with a baseline beside the result."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,16 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import EvalPrediction, HfArgumentParser, PreTrainedModel, Trainer, TrainingArguments
+from transformers import (
+    DataCollator,
+    EvalPrediction,
+    HfArgumentParser,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 import hf_rope  # noqa: F401  (registers hf_rope with the Auto classes)
 from loading import DataArguments, load_files, load_split, require_fresh
@@ -28,15 +37,15 @@ class FinetuningArguments:
     )
 
 
-def parse(arguments: type, **defaults: Any) -> tuple[DataArguments, Any, TrainingArguments]:
-    """The command line, with every option of `TrainingArguments`; an `output_dir` that holds something is refused."""
-    parser = HfArgumentParser((DataArguments, arguments, TrainingArguments))
+def parse(arguments: type, training: type = TrainingArguments, **defaults: Any) -> tuple[DataArguments, Any, Any]:
+    """The command line, with every option of `training`; an `output_dir` that holds something is refused."""
+    parser = HfArgumentParser((DataArguments, arguments, training))
     parser.set_defaults(learning_rate=1e-4, warmup_steps=0.1, per_device_train_batch_size=32)
     parser.set_defaults(eval_strategy="epoch", save_strategy="no", report_to="none")
     parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available(), **defaults)
-    data, task, training = parser.parse_args_into_dataclasses()
-    require_fresh(training.output_dir)
-    return data, task, training
+    data, task, options = parser.parse_args_into_dataclasses()
+    require_fresh(options.output_dir)
+    return data, task, options
 
 
 def load_splits(data: DataArguments, test_file: list[str], columns: list[str]) -> dict[str, Dataset]:
@@ -45,6 +54,44 @@ def load_splits(data: DataArguments, test_file: list[str], columns: list[str]) -
     if test_file:
         splits["test"] = load_files(test_file, columns)
     return splits
+
+
+def class_names(labels: list[Any]) -> list[Any]:
+    """The classes of the training labels, sorted."""
+    names = set(labels)
+    if not all(isinstance(name, int | str) for name in names):
+        raise SystemExit(f"Labels must be whole numbers or words; one is {next(n for n in names if n is None or n)!r}.")
+    if len(names) < 2:
+        raise SystemExit(f"All training labels are {labels[0]!r}; two classes or more are needed.")
+    return sorted(names, key=lambda name: (str(type(name)), name))
+
+
+def label_settings(names: list[Any]) -> dict[str, dict]:
+    """The configuration's names of the classes, for the numbers that labels are."""
+    return {"id2label": dict(enumerate(map(str, names))), "label2id": {str(name): i for i, name in enumerate(names)}}
+
+
+def build_trainer(
+    auto: type,
+    model: str,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: dict[str, Dataset],
+    training: TrainingArguments,
+    compute_metrics: Metric,
+    data_collator: DataCollator | None = None,
+    **settings: Any,
+) -> Trainer:
+    """The stock Trainer of a checkpoint with a new head, both seeded; without a collator, batches are padded."""
+    set_seed(training.seed)
+    return Trainer(
+        model=load_pretrained(auto, model, **settings),
+        args=training,
+        data_collator=data_collator,
+        train_dataset=encoded["train"],
+        eval_dataset=encoded["validation"],
+        processing_class=tokenizer,
+        compute_metrics=compute_metrics,
+    )
 
 
 def load_pretrained(auto: type, name: str, **settings: Any) -> PreTrainedModel:

@@ -1,6 +1,7 @@
 """Reads the files or the dataset that a user names, and refuses what cannot be used, each in one sentence."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,13 @@ def require_text(rows: Dataset, column: str, lists: bool | None = None) -> None:
         raise SystemExit(f"The column {column!r} holds {kind}; it must hold text.")
     if lists is not None and is_list != lists:
         raise SystemExit(f"The column {column!r} must hold {'lists of strings' if lists else 'strings, not lists'}.")
+
+
+def require_numbers(rows: Dataset, column: str) -> None:
+    """Refuses a column that holds anything but finite numbers."""
+    for value in rows[column]:
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise SystemExit(f"The column {column!r} holds {value!r}; regression needs a finite number in every row.")
 
 
 def load_files(files: list[str], columns: list[str]) -> Dataset:

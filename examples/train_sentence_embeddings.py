@@ -11,11 +11,9 @@ those before training. Writes a SentenceTransformer with `results.json`; it carr
 """
 
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 from sentence_transformers import (
     SentenceTransformer,
@@ -25,10 +23,10 @@ from sentence_transformers import (
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 
-from finetuning import load_splits, report
-from loading import DataArguments, load_tokenizer, require_fresh
+from finetuning import load_splits, parse, report
+from loading import load_tokenizer, require_numbers
 
 
 @dataclass
@@ -55,9 +53,7 @@ def build(model: str, max_length: int) -> SentenceTransformer:
 def scale(splits: dict[str, Dataset], column: str) -> dict[str, Dataset]:
     """The rows with numbers from 0, the training data's lowest, to 1, its highest."""
     for rows in splits.values():
-        for value in rows[column]:
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise SystemExit(f"The column {column!r} holds {value!r}; every row needs a finite number.")
+        require_numbers(rows, column)
     low, high = min(splits["train"][column]), max(splits["train"][column])
     if low == high:
         raise SystemExit(f"All training rows have the similarity {low}; two values or more are needed.")
@@ -101,12 +97,8 @@ def train(
 
 
 def main() -> None:
-    parser = HfArgumentParser((DataArguments, Arguments, SentenceTransformerTrainingArguments))
-    parser.set_defaults(text_column="sentence1", output_dir="runs/sentences", learning_rate=1e-4, warmup_steps=0.1)
-    parser.set_defaults(per_device_train_batch_size=32, eval_strategy="epoch", save_strategy="no", report_to="none")
-    parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available())
-    data, arguments, training = parser.parse_args_into_dataclasses()
-    require_fresh(training.output_dir)
+    defaults = {"text_column": "sentence1", "output_dir": "runs/sentences"}
+    data, arguments, training = parse(Arguments, SentenceTransformerTrainingArguments, **defaults)
     columns = [data.text_column, arguments.pair_column, arguments.label_column]
     splits = scale(load_splits(data, arguments.test_file, columns), arguments.label_column)
     set_seed(training.seed)

@@ -12,17 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
+import transformers
 import typer
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typer.core import TyperGroup
 
 from .cli_inspect import inspect
-from .convert import Report, convert_with_report, to_native_with_report
+from .convert import Report
+from .convert import convert as convert_checkpoint
+from .convert import to_native as checkpoint_to_native
 from .convert.check import LIMIT, check_against_source, equal
-from .convert.checkpoint import read_tokenizer
-from .convert.sentence_transformer import sentence_transformer_files
-from .terminal import errors_in_a_sentence
+from .convert.checkpoint import read_tokenizer, sentence_transformer_files
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A folder or a name on the Hub.")]
 Target = Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; new or empty.")]
@@ -30,13 +32,27 @@ Check = Annotated[
     bool, typer.Option("--check", help="Compare with the source's class first; write nothing if they differ.")
 ]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+class Commands(TyperGroup):
+    """Ends a command with one sentence and exit code 1 where something cannot be read or does not fit."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except (ValueError, TypeError, OSError) as error:
+            Console(stderr=True, soft_wrap=True).print(f"Error: {error}", markup=False, highlight=False)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(inspect)
 
 
 @app.callback()
 def main() -> None:
     """Encoders in which the position scheme is a setting."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 @app.command()
@@ -49,15 +65,13 @@ def convert(
     check: Check = False,
 ) -> None:
     """Convert a checkpoint to hf_rope: model, code, tokenizer, and what sentence-transformers reads beside them."""
-    with errors_in_a_sentence():
-        run(lambda: convert_with_report(source, position), source, target, check)
+    run(lambda: convert_checkpoint(source, position, return_report=True), source, target, check)
 
 
 @app.command()
 def to_native(source: Source, target: Target, check: Check = False) -> None:
     """Convert an hf_rope checkpoint back: positions `rotary` to RoFormer, `learned` to BERT."""
-    with errors_in_a_sentence():
-        run(lambda: to_native_with_report(source), source, target, check)
+    run(lambda: checkpoint_to_native(source, return_report=True), source, target, check)
 
 
 def run(make: Callable[[], tuple[PreTrainedModel, Report]], source: str, target: Path, check: bool) -> None:

@@ -9,9 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .inspect import Findings
-from .inspect import inspect as inspect_checkpoint
-from .terminal import errors_in_a_sentence
+from .analysis import Findings
+from .analysis import inspect as inspect_checkpoint
 
 WRITTEN = {"arrays.npz", "findings.json", "score_terms.png", "attention_by_distance.png", "long_term_decay.png"}
 
@@ -38,30 +37,27 @@ def inspect(
     ] = None,
 ) -> None:
     """See what positions do: the terms of the scores, attention by distance, decay, and what a shift changes."""
-    with errors_in_a_sentence():
-        if output.exists() and not (output.is_dir() and {path.name for path in output.iterdir()} <= WRITTEN):
-            raise ValueError(
-                f"{output} holds other files than those of an earlier inspection: choose another --output."
-            )
-        try:
-            from .plots import draw
-        except ModuleNotFoundError as error:
-            raise ValueError(f"The pictures need matplotlib ({error}): pip install 'hf-rope[inspect]'.") from None
-        settings: Any = {"tokens": tokens, "window": window, "longest": longest}
-        settings["rope_parameters"] = [read_rope(text) for text in rope or []]
-        findings = inspect_checkpoint(checkpoint, sys.stdin.read() if text == "-" else text, **settings)
-        layers, heads = findings.attention.special.shape
-        if not 0 <= layer < layers or not 0 <= (head or 0) < heads:
-            raise ValueError(
-                f"--layer {layer}, --head {head}: the model has layers 0 to {layers - 1} and heads 0 to {heads - 1}."
-            )
-        output.mkdir(parents=True, exist_ok=True)
-        for name in WRITTEN:
-            (output / name).unlink(missing_ok=True)
-        findings.save(output)
-        draw(findings, output, layer, head)
-        show_findings(findings)
-        print(f"In {output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
+    if output.exists() and not (output.is_dir() and {path.name for path in output.iterdir()} <= WRITTEN):
+        raise ValueError(f"{output} holds other files than those of an earlier inspection: choose another --output.")
+    try:
+        from .plots import draw
+    except ModuleNotFoundError as error:
+        raise ValueError(f"The pictures need matplotlib ({error}): pip install 'hf-rope[inspect]'.") from None
+    settings: Any = {"tokens": tokens, "window": window, "longest": longest}
+    settings["rope_parameters"] = [read_rope(text) for text in rope or []]
+    findings = inspect_checkpoint(checkpoint, sys.stdin.read() if text == "-" else text, **settings)
+    layers, heads = findings.attention.special.shape
+    if not 0 <= layer < layers or not 0 <= (head or 0) < heads:
+        raise ValueError(
+            f"--layer {layer}, --head {head}: the model has layers 0 to {layers - 1} and heads 0 to {heads - 1}."
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    for name in WRITTEN:
+        (output / name).unlink(missing_ok=True)
+    findings.save(output)
+    draw(findings, output, layer, head)
+    show_findings(findings)
+    print(f"In {output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
 
 
 def read_rope(text: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from .inspect import Findings
+from .analysis import Findings
 
 NOTHING = 1e-9
 """Terms that are nowhere larger than this are left out: they are rounding."""

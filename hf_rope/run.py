@@ -7,9 +7,10 @@ workers that multiprocessing spawns.
 """
 
 import os
+import runpy
 import sys
+from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 SCRIPT = "HF_ROPE_SCRIPT"
 """The environment variable that tells workers the script's path."""
@@ -29,24 +30,16 @@ def run(arguments: list[str]) -> None:
     sys.argv[:] = arguments
     if not getattr(sys.flags, "safe_path", False):  # otherwise Python has put no folder in front that could be replaced
         sys.path[0] = os.path.dirname(os.path.realpath(script))
+    # Not runpy.run_path: its module has no __spec__, so that spawned workers would begin with the script, without
+    # hf_rope, and not with this file; and it stays unknown as "__mp_main__", where workers' objects are looked up.
     main = ModuleType("__main__")
-    # Workers that are spawned begin with the module that this names, and find the script by the environment.
-    main.__spec__ = __spec__
+    main.__file__, main.__spec__ = script, __spec__
     os.environ[SCRIPT] = script
-    # runpy would leave multiprocessing's second name for it at this file, where workers' objects are then looked up.
     sys.modules["__main__"] = sys.modules["__mp_main__"] = main
-    execute(script, vars(main))
-
-
-def execute(script: str, namespace: dict[str, Any]) -> None:
-    """Runs a file's code in a module's namespace, whose `__file__` it becomes."""
-    namespace["__file__"] = script
-    with open(script, "rb") as file:
-        code = compile(file.read(), script, "exec", dont_inherit=True)
-    exec(code, namespace)
+    exec(compile(Path(script).read_bytes(), script, "exec", dont_inherit=True), vars(main))
 
 
 if __name__ == "__main__":
     run(sys.argv[1:])
-elif __name__ == "__mp_main__":
-    execute(os.environ[SCRIPT], globals())
+elif __name__ == "__mp_main__":  # a spawned worker, which multiprocessing begins with this file
+    globals().update(runpy.run_path(os.environ[SCRIPT], run_name="__mp_main__"))

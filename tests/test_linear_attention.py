@@ -9,8 +9,8 @@ from transformers import DynamicCache, StaticCache
 
 from helpers import CASES, tiny_config, tiny_model, token_ids
 from hf_rope import SCHEMES, HfRopeConfig, HfRopeForCausalLM, HfRopeForMaskedLM, HfRopeModel
+from hf_rope.analysis import score_terms
 from hf_rope.convert import convert, to_native
-from hf_rope.inspect import score_terms
 from hf_rope.model import linear_attention
 from hf_rope.model.linear_attention import FavorFeatures, LinearState, attend_in_blocks, attend_to_all
 from test_decoder import decoder, generate, in_steps
@@ -355,7 +355,7 @@ CALLS = {
         lambda model: model.set_attn_implementation("flex_attention"),
         r"'flex_attention' cannot compute attention_type='linear'; it works with: eager, sdpa\.",
     ),
-    "a native class": (lambda model: to_native(model), r"has attention_type='linear', which the native class cannot"),
+    "a native class": (lambda model: to_native(model), r"has attention_type='linear', which cannot be converted"),
     "scores": (lambda model: score_terms(model.model, IDS), r"attention_type='linear' has no scores to take apart"),
 }
 

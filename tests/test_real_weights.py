@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from hf_rope.convert import convert_with_report
+from hf_rope.convert import convert
 from hf_rope.convert.check import difference, equal
 
 VARIABLE = "HF_ROPE_REAL_WEIGHTS"
@@ -46,7 +46,7 @@ def mpnet(folder: Path) -> Path:
 def test_real_weights_convert_exactly(place, scheme, tmp_path, record_property):
     folder = place(tmp_path)
     theirs = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-    ours, report = convert_with_report(folder)
+    ours, report = convert(folder, return_report=True)
     batch = AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, truncation=True, return_tensors="pt")
     batch.pop("token_type_ids", None)
     greatest, size = difference(theirs, ours, batch)

@@ -3,9 +3,9 @@
 Not shipped with checkpoints: what comes out is an ordinary hf_rope model, or a native one.
 """
 
-from .conversion import convert, convert_with_report
-from .native import to_native, to_native_with_report
-from .report import Report
+from .conversion import convert
+from .native import to_native
 from .sources import SOURCES
+from .weights import Report
 
-__all__ = ["SOURCES", "Report", "convert", "convert_with_report", "to_native", "to_native_with_report"]
+__all__ = ["SOURCES", "Report", "convert", "to_native"]

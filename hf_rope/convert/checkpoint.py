@@ -1,11 +1,12 @@
-"""Checkpoint: the configuration, the class name and the tensors of a source, read without its class; its tokenizer."""
+"""What a source holds, read without its class: configuration, tensors, tokenizer, files of sentence-transformers."""
 
 import json
 from dataclasses import dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -18,6 +19,10 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model"),
     *("spm.model", "spiece.model", "tokenizer.model"),
 )
+
+MODULES = "modules.json"
+OWN_FILES = (MODULES, "config_sentence_transformers.json", "sentence_*_config.json")
+"""What stands in the folder itself, beside the encoder and its tokenizer; further modules have subfolders."""
 
 
 @dataclass
@@ -122,6 +127,30 @@ def read_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
     if any(find(name, file) for file in TOKENIZER_FILES):
         return AutoTokenizer.from_pretrained(name)
     return None
+
+
+def sentence_transformer_files(source: str) -> dict[str, Path]:
+    """The files beside an encoder, by their path in the folder, such as pooling and prompts; none where none is listed.
+
+    Raises:
+        ValueError: the list of modules cannot be read, or names a place outside the folder.
+    """
+    listed = find(source, MODULES)
+    if listed is None:
+        return {}
+    try:
+        folders = [PurePosixPath(module["path"]) for module in json.loads(Path(listed).read_text())]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ValueError(f"{listed} is not a list of modules with their paths: save the model again.") from None
+    if outside := [str(path) for path in folders if path.is_absolute() or ".." in path.parts]:
+        raise ValueError(f"{listed} names {outside[0]!r}, which is not inside the folder: correct it.")
+    folders = [path for path in folders if path.parts]
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(source, allow_patterns=[*OWN_FILES, *(f"{path}/**" for path in folders)]))
+    paths = [path for pattern in OWN_FILES for path in folder.glob(pattern)]
+    paths += [path for name in folders for path in (folder / name).rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
 def find(name: str, file: str) -> str | None:

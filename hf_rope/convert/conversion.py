@@ -3,7 +3,7 @@
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from transformers import PreTrainedModel
@@ -11,11 +11,9 @@ from transformers import PreTrainedModel
 from ..model import modeling_hf_rope
 from ..model.configuration_hf_rope import OLD_NAMES, HfRopeConfig
 from .checkpoint import Checkpoint, read_checkpoint
-from .pairing import change_pairing
-from .report import Report
 from .source import Source, rename
 from .sources import SOURCES
-from .weights import HEAD_PARTS, HEADS, is_positional, named_tensors
+from .weights import HEAD_PARTS, HEADS, Report, change_pairing, is_positional, named_tensors
 
 OWN_SETTINGS = {
     *("embedding_size", "position_embedding_type", "position_options", "rope_parameters", "classifier_pooling"),
@@ -26,12 +24,34 @@ DECODER = "lm_head.decoder.weight"
 WORDS = "embeddings.word_embeddings.weight"
 
 
+@overload
 def convert(
     model_or_name: PreTrainedModel | str | Path,
     position_embedding_type: str | None = None,
     position_options: dict[str, Any] | None = None,
-) -> PreTrainedModel:
-    """The same head as an hf_rope model, in eval mode and of the same dtype.
+    *,
+    return_report: Literal[False] = False,
+) -> PreTrainedModel: ...
+
+
+@overload
+def convert(
+    model_or_name: PreTrainedModel | str | Path,
+    position_embedding_type: str | None = None,
+    position_options: dict[str, Any] | None = None,
+    *,
+    return_report: Literal[True],
+) -> tuple[PreTrainedModel, Report]: ...
+
+
+def convert(
+    model_or_name: PreTrainedModel | str | Path,
+    position_embedding_type: str | None = None,
+    position_options: dict[str, Any] | None = None,
+    *,
+    return_report: bool = False,
+) -> PreTrainedModel | tuple[PreTrainedModel, Report]:
+    """The same head as an hf_rope model, in eval mode and of the same dtype; with its report if asked for.
 
     Args:
         model_or_name: a model of transformers or of hf_rope, a folder, or a name on the Hub. Folders and names are read
@@ -40,19 +60,11 @@ def convert(
             training.
         position_options: options of the scheme. Another `pairing` of `rotary` is exact; any other change is as
             another scheme.
+        return_report: also what became of every tensor, as a second value.
 
     Raises:
         TypeError, ValueError: the source cannot be read, or cannot be computed exactly; one sentence says why.
     """
-    return convert_with_report(model_or_name, position_embedding_type, position_options)[0]
-
-
-def convert_with_report(
-    model_or_name: PreTrainedModel | str | Path,
-    position_embedding_type: str | None = None,
-    position_options: dict[str, Any] | None = None,
-) -> tuple[PreTrainedModel, Report]:
-    """As `convert`; also what became of every tensor."""
     checkpoint = read_checkpoint(model_or_name, SOURCES)
     source = SOURCES[checkpoint.config.model_type]
     report = Report(f"{checkpoint.class_name or checkpoint.family + 'Model'}, {checkpoint.name}")
@@ -91,7 +103,8 @@ def convert_with_report(
     report.target, report.scheme = type(model).__name__, config.position_embedding_type
     if not isinstance(model_or_name, str | Path):
         model.to(model_or_name.device)
-    return model.eval(), report
+    model.eval()
+    return (model, report) if return_report else model
 
 
 def head_of(checkpoint: Checkpoint, source: Source, report: Report) -> str:

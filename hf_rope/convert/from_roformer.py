@@ -5,8 +5,6 @@ import transformers
 from packaging.version import Version
 
 from ..model.relative import sinusoid
-from .from_electra import check_summary, summary_settings
-from .report import Report
 from .source import (
     CLASSIFIERS,
     COMPUTED,
@@ -17,8 +15,11 @@ from .source import (
     PREDICTIONS,
     PROJECTIONS,
     Source,
+    check_summary,
     refuse,
+    summary_settings,
 )
+from .weights import Report
 
 ANGLES = "encoder.embed_positions.weight"
 CAUSAL_SINCE = "5.18"
@@ -42,8 +43,8 @@ class RoFormerSource(Source):
 
     def check(self, config, head):
         super().check(config, head)
-        refuse(config, "norm_type", ("layer_norm",), "hf_rope has LayerNorm; this is RoFormer-V2")
-        refuse(config, "use_bias", (True,), "hf_rope has biases; this is RoFormer-V2")
+        refuse(config, "norm_type", "hf_rope has LayerNorm; this is RoFormer-V2", unless=("layer_norm",))
+        refuse(config, "use_bias", "hf_rope has biases; this is RoFormer-V2", unless=(True,))
         if head == "ForMultipleChoice":
             if not hasattr(config, "summary_type"):
                 raise ValueError(

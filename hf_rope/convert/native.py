@@ -1,7 +1,7 @@
 """to_native: hf_rope models back as native ones: `rotary` as RoFormer, `learned` as BERT."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 import transformers
@@ -10,12 +10,10 @@ from transformers import PreTrainedModel
 from ..model.configuration_hf_rope import HfRopeConfig
 from .checkpoint import read_checkpoint
 from .conversion import convert
-from .from_bert import BertSource
-from .from_roformer import ANGLES, RoFormerSource, note_decoder
-from .pairing import change_pairing
-from .report import Report
-from .source import Source, rename
-from .weights import HEADS, named_tensors
+from .from_roformer import ANGLES, note_decoder
+from .source import refuse, rename
+from .sources import SOURCES
+from .weights import HEADS, Report, change_pairing, named_tensors
 
 SHARED = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
@@ -23,25 +21,35 @@ SHARED = (
     *("initializer_range", "layer_norm_eps", "pad_token_id", "id2label", "label2id", "problem_type"),
     *("chunk_size_feed_forward", "tie_word_embeddings", "is_decoder", "add_cross_attention", "use_cache"),
 )
-FAMILIES: dict[str, tuple[str, Source]] = {"learned": ("Bert", BertSource()), "rotary": ("RoFormer", RoFormerSource())}
+FAMILIES = {"learned": "Bert", "rotary": "RoFormer"}
 OTHER_NAMES = {"BertForCausalLM": "BertLMHeadModel"}
 POOLED = ("ForSequenceClassification", "ForMultipleChoice")
 
 
-def to_native(model_or_name: PreTrainedModel | str | Path) -> PreTrainedModel:
+@overload
+def to_native(
+    model_or_name: PreTrainedModel | str | Path, *, return_report: Literal[False] = False
+) -> PreTrainedModel: ...
+
+
+@overload
+def to_native(
+    model_or_name: PreTrainedModel | str | Path, *, return_report: Literal[True]
+) -> tuple[PreTrainedModel, Report]: ...
+
+
+def to_native(
+    model_or_name: PreTrainedModel | str | Path, *, return_report: bool = False
+) -> PreTrainedModel | tuple[PreTrainedModel, Report]:
     """The same head as a native model: RoFormer for `rotary`, BERT for `learned`; eval mode, same dtype and device.
 
     Args:
         model_or_name: an hf_rope model, a folder, or a name on the Hub.
+        return_report: also what became of every tensor, as a second value.
 
     Raises:
         TypeError, ValueError: no native class computes this model; one sentence says why.
     """
-    return to_native_with_report(model_or_name)[0]
-
-
-def to_native_with_report(model_or_name: PreTrainedModel | str | Path) -> tuple[PreTrainedModel, Report]:
-    """As `to_native`; also what became of every tensor."""
     model: Any = model_or_name
     if isinstance(model_or_name, str | Path):
         read_checkpoint(model_or_name, [HfRopeConfig.model_type])  # refuses other architectures
@@ -50,16 +58,18 @@ def to_native_with_report(model_or_name: PreTrainedModel | str | Path) -> tuple[
         raise TypeError(f"to_native takes an hf_rope model, and got a {type(model).__name__}.")
     config = model.config
     head = next(head for head, ours in HEADS.items() if ours == type(model).__name__)
-    need(config.attention_type == "softmax", config, "attention_type", "native classes have softmax attention alone")
-    if config.position_embedding_type not in FAMILIES:
-        raise ValueError(
-            f"position_embedding_type={config.position_embedding_type!r} has no native class to go back to; these have "
-            f"one: {', '.join(FAMILIES)}."
-        )
-    family, source = FAMILIES[config.position_embedding_type]
+    refuse(config, "attention_type", "native classes have softmax attention alone", unless=("softmax",))
+    known = f"only {' and '.join(FAMILIES)} have a native class to go back to"
+    refuse(config, "position_embedding_type", known, unless=FAMILIES)
+    family = FAMILIES[config.position_embedding_type]
+    source = SOURCES[family.lower()]
     name = "a model" if model is model_or_name else str(model_or_name)
     report = Report(f"{type(model).__name__}, {name}", OTHER_NAMES.get(family + head, family + head))
     settings = {key: getattr(config, key) for key in SHARED}
+    if head == "ForSequenceClassification":
+        refuse(config, "classifier_pooling", f"{family} pools the first token", unless=("cls",))
+    if config.type_vocab_size == 0:
+        refuse(config, "type_vocab_size", f"{family} has one token type at least")
     settings |= bert_settings(config, head) if family == "Bert" else roformer_settings(config, head, report)
 
     tensors = named_tensors(model)
@@ -81,41 +91,27 @@ def to_native_with_report(model_or_name: PreTrainedModel | str | Path) -> tuple[
                 used.add(ours)
     report.copied = len(used)
     report.dropped = {key: f"{report.target} has no such part" for key in tensors if key not in used}
-    return native.to(model.device).eval(), report
-
-
-def need(fits: bool, config, key: str, why: str) -> None:
-    """Raises ValueError where the native class has no such setting."""
-    if not fits:
-        raise ValueError(f"The model has {key}={getattr(config, key)!r}, which the native class cannot compute: {why}.")
-
-
-def check_pooling(config, head: str) -> None:
-    if head == "ForSequenceClassification":
-        need(config.classifier_pooling == "cls", config, "classifier_pooling", "it pools the first token")
+    native.to(model.device).eval()
+    return (native, report) if return_report else native
 
 
 def bert_settings(config, head: str) -> dict[str, Any]:
-    check_pooling(config, head)
-    need(config.type_vocab_size > 0, config, "type_vocab_size", "BERT has one token type at least")
-    equal = config.embedding_size == config.hidden_size
-    need(equal, config, "embedding_size", f"BERT's embeddings have hidden_size={config.hidden_size}")
+    size = config.hidden_size
+    refuse(config, "embedding_size", f"BERT's embeddings have hidden_size={size}", unless=(size,))
     if head in ("Model", *POOLED):
-        need(config.pooler_activation == "tanh", config, "pooler_activation", "BERT's pooler has tanh")
+        refuse(config, "pooler_activation", "BERT's pooler has tanh", unless=("tanh",))
     return {"classifier_dropout": config.classifier_dropout}
 
 
 def roformer_settings(config, head: str, report: Report) -> dict[str, Any]:
-    check_pooling(config, head)
     note_decoder(config, report)
-    need(config.type_vocab_size > 0, config, "type_vocab_size", "RoFormer has one token type at least")
     rope = config.rope_parameters
-    plain = rope["rope_type"] == "default" and rope["rope_theta"] == 10000 and rope.get("partial_rotary_factor", 1) == 1
-    need(plain, config, "rope_parameters", "RoFormer turns whole heads by theta 10000, without scaling")
+    if rope["rope_type"] != "default" or rope["rope_theta"] != 10000 or rope.get("partial_rotary_factor", 1) != 1:
+        refuse(config, "rope_parameters", "RoFormer turns whole heads by theta 10000, without scaling")
     found = {"embedding_size": config.embedding_size, "rotary_value": config.position_options["rotary_value"]}
     if head == "ForSequenceClassification":
-        equal = config.pooler_activation == config.hidden_act
-        need(equal, config, "pooler_activation", f"RoFormer's classifier has hidden_act={config.hidden_act!r} there")
+        act = config.hidden_act
+        refuse(config, "pooler_activation", f"RoFormer's classifier has hidden_act={act!r} there", unless=(act,))
     dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
     if head == "ForMultipleChoice":
         return found | {

@@ -1,11 +1,12 @@
 """Source: what one architecture calls its tensors and settings, and what of it cannot be computed here."""
 
 import re
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import torch
 
-from .report import Report
+from .weights import Report
 
 EMBEDDINGS = {
     "embeddings.word_embeddings": "embeddings.word_embeddings",
@@ -53,11 +54,15 @@ POOLER = {"pooler.dense": "pooler.dense"}
 COMPUTED = {
     r"^embeddings\.(position_ids|token_type_ids)$": "counted anew at every forward",
 }
+TABLE = "embeddings.position_embeddings.weight"
 RELATIVE_KEYS = ("relative_key", "relative_key_query")
 
 
 class Source:
-    """One architecture. Names are those of modules, "{}" for a layer's number, without the prefix of the encoder."""
+    """One architecture. Names are those of modules, "{}" for a layer's number, without the prefix of the encoder.
+
+    A further one is a subclass and its row in `sources.SOURCES`, and for its tests a row in tests/native_models.py.
+    """
 
     prefix: ClassVar[str]
     """What the encoder's tensors begin with where the model has a head."""
@@ -71,21 +76,33 @@ class Source:
     """Settings that the source reads and its configuration class does not list."""
     decodes: ClassVar[bool] = False
     """Whether its decoders are converted too, with cross-attention or without."""
+    gelu_head: ClassVar[bool] = False
+    """Whether its masked-LM head has gelu whatever the layers have."""
     refused_heads: ClassVar[dict[str, str]] = {}
     """Heads that have no place here, with the way out."""
 
     def check(self, config, head: str) -> None:
         """Raises ValueError for a setting that cannot be computed here; `head` as in `weights.HEADS`."""
-        refuse(config, "is_encoder_decoder", (False, None), "convert its encoder and its decoder, each alone")
+        alone = "convert its encoder and its decoder, each alone"
+        refuse(config, "is_encoder_decoder", alone, unless=(False, None))
         for key in () if self.decodes else ("is_decoder", "add_cross_attention"):
-            refuse(config, key, (False, None), "only decoders of BERT and RoFormer are")
+            refuse(config, key, "only decoders of BERT and RoFormer are", unless=(False, None))
+        if self.gelu_head and head == "ForMaskedLM":
+            fixed = "its masked-LM head has gelu whatever the layers have: convert the encoder alone"
+            refuse(config, "hidden_act", fixed, unless=("gelu",))
 
     def settings(self, config, head: str) -> dict[str, Any]:
-        """The fields of HfRopeConfig that are not those of the same name in the source."""
+        """The fields of HfRopeConfig that are not those of the same name in the source; here those of BERT."""
         return {"position_embedding_type": absolute_or_relative(config)}
 
     def adapt(self, tensors: dict[str, torch.Tensor], config, head: str, report: Report) -> None:
-        """Changes tensors, under the source's names, that differ by more than the name; in place."""
+        """Changes tensors, under the source's names, that differ by more than the name; in place.
+
+        Here it drops the absolute table that transformers 4 built, and did not read, beside relative keys.
+        """
+        kind = getattr(config, "position_embedding_type", None)
+        if kind in RELATIVE_KEYS and tensors.pop(TABLE, None) is not None:
+            report.dropped[TABLE] = f"not read by position_embedding_type={kind!r}"
 
     def names_of(self, config) -> dict[str, str]:
         """`names`, where they depend on a setting."""
@@ -102,24 +119,29 @@ def rename(key: str, names: dict[str, str]) -> str | None:
     return None if template is None else f"{template.format(*NUMBER.findall(module))}.{leaf}"
 
 
-def refuse(config, key: str, allowed: tuple, why: str) -> None:
-    """Raises ValueError where a setting, if it is there, has another value than those allowed."""
-    value = getattr(config, key, allowed[0])
-    if value not in allowed:
+def refuse(config, key: str, why: str, unless: Collection = ()) -> None:
+    """Raises ValueError for a setting, unless it is not there or has one of the values that are right."""
+    if hasattr(config, key) and (value := getattr(config, key)) not in unless:
         raise ValueError(f"The source has {key}={value!r}, which cannot be converted: {why}.")
 
 
 def absolute_or_relative(config) -> str:
     """The scheme of BERT and its kin: absolute, or one of transformers 4's relative keys."""
-    refuse(config, "position_embedding_type", ("absolute", *RELATIVE_KEYS), "that is no scheme of BERT")
+    refuse(config, "position_embedding_type", "that is no scheme of BERT", unless=("absolute", *RELATIVE_KEYS))
     kind = getattr(config, "position_embedding_type", "absolute")
     return "learned" if kind == "absolute" else kind
 
 
-def drop_unread_positions(tensors: dict[str, torch.Tensor], config, report: Report) -> None:
-    """Drops the absolute table that transformers 4 built, and did not read, beside relative keys."""
-    if absolute_or_relative(config) in RELATIVE_KEYS and tensors.pop(TABLE, None) is not None:
-        report.dropped[TABLE] = f"not read by position_embedding_type={config.position_embedding_type!r}"
+def check_summary(config) -> None:
+    """Refuses a summary of a sequence that hf_rope's pooler cannot be."""
+    pooled = "hf_rope pools the first token through one dense layer"
+    refuse(config, "summary_type", pooled, unless=("first",))
+    refuse(config, "summary_proj_to_labels", pooled, unless=(False,))
 
 
-TABLE = "embeddings.position_embeddings.weight"
+def summary_settings(config) -> dict[str, Any]:
+    """The pooler of a summary of the first token."""
+    return {
+        "pooler_activation": getattr(config, "summary_activation", None) or "linear",
+        "classifier_dropout": getattr(config, "summary_last_dropout", 0.0),
+    }

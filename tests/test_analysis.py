@@ -1,4 +1,4 @@
-"""What `hf_rope.inspect` says of a model is what the model computes, and what the formulas say."""
+"""What `hf_rope.analysis` says of a model is what the model computes, and what the formulas say."""
 
 import cmath
 import json
@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 import reference
 from helpers import CASES, SIZES, tiny_config, tiny_model, token_ids
 from hf_rope import HfRopeForMaskedLM, HfRopeModel
-from hf_rope.cli import app
-from hf_rope.inspect import (
+from hf_rope.analysis import (
     TERMS,
     attention_by_distance,
     encode,
@@ -25,6 +24,7 @@ from hf_rope.inspect import (
     shift_changes,
     split_embeddings,
 )
+from hf_rope.cli import app
 from hf_rope.model import attention
 
 SCORED = [case for case in CASES if tiny_config(case).attention_type == "softmax"]

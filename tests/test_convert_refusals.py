@@ -1,0 +1,137 @@
+"""What cannot be converted exactly is refused in one sentence."""
+
+import pytest
+import torch
+
+from hf_rope.convert import convert
+from native_models import MASKED, cut, native, reconfigure, rewrite
+
+
+def without(key):
+    return lambda folder: rewrite(folder, lambda tensors: tensors.pop(key))
+
+
+def extra(key):
+    return lambda folder: rewrite(folder, lambda tensors: tensors.update({key: torch.zeros(3)}))
+
+
+def missing(file):
+    return lambda folder: (folder / file).unlink()
+
+
+def as_saved(folder):
+    pass
+
+
+def pickled(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def without_shard(folder):
+    model = native("bert", MASKED)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="20KB")
+    next(folder.glob("model-00002*")).unlink()
+
+
+def setting(**changes):
+    return lambda folder: reconfigure(folder, **changes)
+
+
+BERT, ROBERTA, DEBERTA, DEBERTA_V2 = ((name, MASKED) for name in ("bert", "roberta", "deberta", "deberta-v2"))
+QUERY = "encoder.layer.1.attention.self.query.weight"
+BIAS = "encoder.layer.0.output.dense.bias"
+REFUSALS = {
+    "missing": (BERT, without(f"bert.{QUERY}"), rf"lacks the tensor {QUERY}: load"),
+    "missing head": (BERT, without("cls.predictions.transform.dense.bias"), r"cls\.predictions\.transform\.dense\.b"),
+    "unknown": (BERT, extra("bert.encoder.gate.weight"), r"tensor encoder\.gate\.weight, which hf_rope does not"),
+    "more layers": (BERT, setting(num_hidden_layers=1), r"layer\.1\..*has no place for it: check the number of l"),
+    "shape": (BERT, setting(vocab_size=98), r"word_embeddings\.weight has shape \(99, 32\).* it is \(98, 32\)"),
+    "old positions": (BERT, setting(position_embedding_type="relative_key"), r"lacks the tensor .*distance_embedding"),
+    "odd positions": (BERT, setting(position_embedding_type="rope"), r"position_embedding_type='rope'"),
+    "decoder": (BERT, setting(is_decoder=True), r"HfRopeForMaskedLM with is_decoder=True sees no token after its own"),
+    "another decoder": (
+        ROBERTA,
+        setting(is_decoder=True),
+        r"is_decoder=True, which cannot be converted: only decoders of BERT and RoFormer are",
+    ),
+    "cross attention": (
+        BERT,
+        setting(add_cross_attention=True),
+        r"add_cross_attention=True is for decoders, and is_decoder is False",
+    ),
+    "activation": (BERT, setting(hidden_act="swoosh"), r"hidden_act='swoosh' is unknown"),
+    "cut file": (BERT, cut, r"model\.safetensors is not a complete safetensors file \(.*\): download it again"),
+    "pickle": (BERT, pickled, r"has pytorch_model\.bin, a pickle, and no model\.safetensors: save it again"),
+    "no weights": (BERT, missing("model.safetensors"), r"has no model\.safetensors: s"),
+    "no shard": (BERT, without_shard, r"has no model-00002-of-.*safetensors, which model.safetensors.index.json"),
+    "no config": (BERT, missing("config.json"), r"has no config\.json that can be read"),
+    "wrong type": (BERT, setting(hidden_size="32"), r"config\.json does not fit: .*'hidden_size' expected int"),
+    "no type": (BERT, setting(model_type=None), r"has no model_type: add the one that is right of bert, roberta"),
+    "other type": (BERT, setting(model_type="gpt2"), r"model_type='gpt2', which has no conversion; known: bert,"),
+    "other head": (BERT, setting(architectures=["BertForX"]), r"BertForX cannot be converted; of this family: BertM"),
+    "next sentence": (("bert", "ForNextSentencePrediction"), as_saved, r"no next-sentence head: convert BertModel"),
+    "generation in both directions": (
+        ("bert", "LMHeadModel"),
+        as_saved,
+        r"is_decoder=False sees the tokens that it is to pred",
+    ),
+    "generation": (
+        ("roberta", "ForCausalLM"),
+        as_saved,
+        r"only decoders of BERT and RoFormer are: convert the encoder alone",
+    ),
+    "discriminator": (
+        ("electra", "ForPreTraining"),
+        as_saved,
+        r"no discriminator head: convert ElectraModel\.from_pretrained",
+    ),
+    "summary": (
+        ("electra", "ForMultipleChoice"),
+        setting(summary_type="mean"),
+        r"summary_type='mean'.*pools the first token",
+    ),
+    "last token": (
+        ("roformer-odd", "ForMultipleChoice"),
+        as_saved,
+        r"no summary_type.*pools the last token.*summary_type='first'",
+    ),
+    "fixed gelu": (ROBERTA, setting(hidden_act="relu"), r"hidden_act='relu'.*head has gelu whatever"),
+    "no padding": (ROBERTA, setting(pad_token_id=-1), r"pad_token_id is -1; it must be"),
+    "equal sizes": (
+        ("albert", MASKED),
+        setting(embedding_size=32),
+        r"embedding_size=32.*equal to hidden_size, it is still",
+    ),
+    "buckets": (("mpnet", MASKED), setting(relative_attention_num_buckets=16), r"relative_attention_num_buckets=16"),
+    "convolution": (DEBERTA_V2, setting(conv_kernel_size=3), r"conv_kernel_size=3.*no convolution layer"),
+    "head size": (DEBERTA_V2, setting(attention_head_size=4), r"attention_head_size=4.*hidden_size / num_att"),
+    "early projection": (DEBERTA_V2, setting(embedding_size=16), r"embedding_size=16.*before the norm"),
+    "position to position": (DEBERTA_V2, setting(pos_att_type=["p2p"]), r"'pos_att_type'\] is \['p2p'\]"),
+    "talking heads": (DEBERTA, setting(talking_head=True), r"talking_head=True.*does not mix"),
+    "terms without": (DEBERTA, setting(relative_attention=False), r"relative_attention=False, which cannot"),
+    "no biases": (("roformer", MASKED), without(f"roformer.{BIAS}"), r"lacks .*layer\.0\.output\.de"),
+    "rms norm": (("roformer", MASKED), setting(norm_type="rms_norm"), r"norm_type='rms_norm'.*RoFormer-V2"),
+}
+"""The source's name and head, what is done to its folder, the sentence."""
+
+
+@pytest.mark.parametrize("row", REFUSALS)
+def test_what_cannot_be_exact_is_refused(row, tmp_path):
+    source, change, sentence = REFUSALS[row]
+    native(*source).save_pretrained(tmp_path)
+    change(tmp_path)
+    with pytest.raises(ValueError, match=sentence) as error:
+        convert(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("source", [3, None, torch.nn.Linear(2, 2)])
+def test_sources_of_another_kind_are_refused(source):
+    with pytest.raises(TypeError, match="it must be a model, a folder or a name on the Hub"):
+        convert(source)
+
+
+def test_an_unknown_scheme_is_refused():
+    with pytest.raises(ValueError, match="'rotery' is unknown; the nearest is 'rotary'"):
+        convert(native("bert"), "rotery")
