@@ -30,6 +30,9 @@ napoleon_custom_sections = [("Forward takes", "params_style")]
 
 html_theme = "furo"
 html_title = "hf_rope"
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 templates_path = ["_templates"]
 html_additional_pages = {"index": "to_index.html"}
 

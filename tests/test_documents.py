@@ -66,8 +66,9 @@ def listed_kinds(text: str) -> tuple[str, ...]:
 
 
 README_ROWS = table_rows(section(README, "The schemes"))
-SCHEME_ROWS, SCORE_ROWS, COST_ROWS = (
-    table_rows(section(SCHEMES_PAGE, heading)) for heading in ("All of them", "The scores, side by side", "Cost")
+SCHEME_ROWS, OPTION_ROWS, SCORE_ROWS, COST_ROWS = (
+    table_rows(section(SCHEMES_PAGE, heading))
+    for heading in ("All of them", "Parameters and options", "The scores, side by side", "Cost")
 )
 
 
@@ -79,14 +80,14 @@ def model_and_config(scheme: str):
 
 def test_every_scheme_has_a_card_and_a_row_in_each_table():
     assert sorted(path.stem for path in (ROOT / "model_cards").glob("*.md")) == sorted(SCHEMES)
-    for rows in (README_ROWS, SCHEME_ROWS, COST_ROWS):
+    for rows in (README_ROWS, SCHEME_ROWS, OPTION_ROWS, COST_ROWS):
         assert [name(row[0]) for row in rows] == list(SCHEMES)
     assert [scheme for row in SCORE_ROWS for scheme in re.findall(r"`(\w+)`", row[0])] == list(SCHEMES)
 
 
 def test_the_readmes_table_is_a_part_of_the_long_one():
     """Scheme, source, longest input, attention; the links begin elsewhere."""
-    assert [[row[0].replace("../", ""), row[2], row[4], row[5]] for row in SCHEME_ROWS] == README_ROWS
+    assert [[row[0].replace("../", ""), *row[2:5]] for row in SCHEME_ROWS] == README_ROWS
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -151,19 +152,24 @@ def test_card_builds_a_model_of_its_scheme(scheme):
 
 @pytest.mark.parametrize("row", SCHEME_ROWS, ids=lambda row: name(row[0]))
 def test_table_of_schemes_agrees_with_the_code(row):
-    first, kind, _, parameters, limit, attention, shift, options = row
+    first, kind, _, limit, attention, shift = row
     scheme = name(first)
     model, config = model_and_config(scheme)
     position = model.position
-    names = {"M": 64, "N": 3, "H": 4, "E": 8, "D": 32, **config.position_options}
-
     assert f"(../model_cards/{scheme}.md)" in first
     assert kind == position.kind
-    own = [parameter.numel() for key, parameter in model.named_parameters() if ".position." in f".{key}"]
-    assert eval(parameters.strip("`"), names) == sum(own)
-    assert (None if limit == "no limit" else eval(limit, names)) == position.max_length
+    assert (None if limit == "no limit" else eval(limit, {"M": 64})) == position.max_length
     assert listed_kinds(attention) == position.attn_implementations(config)
     assert {"yes": True, "no": False}[shift.split()[0]] == position.shift_invariant
+
+
+@pytest.mark.parametrize("row", OPTION_ROWS, ids=lambda row: name(row[0]))
+def test_table_of_options_agrees_with_the_code(row):
+    first, parameters, options = row
+    model, config = model_and_config(name(first))
+    names = {"M": 64, "N": 3, "H": 4, "E": 8, "D": 32, **config.position_options}
+    own = [parameter.numel() for key, parameter in model.named_parameters() if ".position." in f".{key}"]
+    assert eval(parameters.strip("`"), names) == sum(own)
     assert options == ", ".join(f"`{key}={value!r}`" for key, value in config.position_options.items())
 
 
