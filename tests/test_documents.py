@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from transformers import HfArgumentParser
 
 from hf_rope import SCHEMES, HfRopeConfig, HfRopeModel
-from pages import PAGES, READ, ROOT, RUN, blocks_of, name_of
+from pages import PAGES, READ, ROOT, RUN, blocks_of, name_of, to_run
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCHEMES_PAGE = (ROOT / "docs/schemes.md").read_text(encoding="utf-8")
@@ -198,23 +198,27 @@ def test_every_block_is_run_or_says_why_not(page):
         if block.mark == "run with":
             assert len(block.commands()) == 1, "further arguments are those of one command"
         if block.mark == "not run":
-            assert all((ROOT / file).exists() for file in re.findall(r"tests/\w+\.py", block.note))
+            assert all((ROOT / file).exists() for file in re.findall(r"tests/[\w/]+(?:\.py)?", block.note))
     fences = re.findall(r"^ *(?:```|~~~)", page.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(fences) == 2 * len(blocks_of(page)), "a fence that is indented, or has no end"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if name_of(page) in PRINTS], ids=name_of)
+def by_cost(page: Path):
+    """A page of commands takes a process each."""
+    marks = [pytest.mark.full] if any(block.language == "bash" for block in to_run(page)) else []
+    return pytest.param(page, marks=marks, id=name_of(page))
+
+
+@pytest.mark.parametrize("page", [by_cost(page) for page in PAGES if name_of(page) in PRINTS])
 def test_blocks_run_as_pasted(page, tmp_path, monkeypatch, capfd):
     """In their order and in one folder. A Python block that trusts remote code runs where the package is not."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    for block in blocks_of(page):
-        language, code = block.to_run()
-        if language not in RUN or block.mark == "not run":
-            continue
-        if language == "bash":
+    for block in to_run(page):
+        code = block.as_run()
+        if block.language == "bash":
             subprocess.run(["bash", "-euo", "pipefail", "-c", code], check=True)
         elif "trust_remote_code=True" in code:
             without_package = "import sys\nsys.modules['hf_rope'] = None\n"
@@ -226,8 +230,7 @@ def test_blocks_run_as_pasted(page, tmp_path, monkeypatch, capfd):
 
 
 def test_no_page_with_blocks_to_run_is_left_out():
-    with_blocks = {name_of(p) for p in PAGES for b in blocks_of(p) if b.language in RUN and b.mark != "not run"}
-    assert with_blocks == PRINTS.keys()
+    assert {name_of(page) for page in PAGES if to_run(page)} == PRINTS.keys()
 
 
 def example_commands() -> list[list[str]]:
@@ -297,6 +300,7 @@ def test_the_readme_is_short():
     assert len(README.splitlines()) <= 200
 
 
+@pytest.mark.full
 def test_the_site_builds_without_a_warning(tmp_path):
     """A broken link, a reference that is missing and a docstring that cannot be read are warnings."""
     for package in ("sphinx", "myst_parser", "furo"):
