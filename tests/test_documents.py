@@ -296,6 +296,16 @@ def test_make_targets_that_documents_name_exist():
     assert {"demo", "test"} <= named <= targets
 
 
+def test_the_readme_names_the_lowest_versions_of_the_package():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    named = dict(re.findall(r"(Python|torch|transformers) from ([\d.]*\d)", README))
+    assert named == {
+        "Python": re.search(r'requires-python = ">=([\d.]+)"', project)[1],
+        "torch": re.search(r'"torch>=([\d.]+)', project)[1],
+        "transformers": re.search(r'"transformers>=([\d.]+)', project)[1],
+    }
+
+
 def test_the_readme_is_short():
     assert len(README.splitlines()) <= 200
 

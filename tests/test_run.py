@@ -159,18 +159,19 @@ def test_workers_share_the_scripts_own_classes_and_functions(tmp_path):
     assert done.stdout.splitlines() == [*batches, "0 1 4 9"], done.stderr
 
 
-def test_the_documented_commands_run_as_pasted(report, tmp_path):
+def test_the_commands_of_the_documentation_run_as_pasted(report, tmp_path):
     """With scripts of these names that say what they see; one command is under `accelerate launch`."""
-    text = (ROOT / "docs/tools.md").read_text(encoding="utf-8")
-    commands = re.search(r"^## Scripts, unchanged\n.*?```bash\n(.*?)```", text, re.MULTILINE | re.DOTALL).group(1)
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    commands = re.findall(r"^(?:python|accelerate launch) -m hf_rope\.run .*$", text, re.MULTILINE)
     programs = {"python": [], "accelerate": ["-m", "accelerate.commands.accelerate_cli"]}
-    for program, *arguments in map(shlex.split, commands.splitlines()):
+    assert {command.split()[0] for command in commands} == {*programs}
+    for program, *arguments in map(shlex.split, dict.fromkeys(commands)):
         start = arguments.index("hf_rope.run") + 1
         write(report.parent / arguments[start], REPORT)
-        done = launch(*programs.pop(program), *arguments, folder=report.parent)
+        done = launch(*programs[program], *arguments, folder=report.parent)
         assert done.returncode == 0, done.stderr
         seen = json.loads(done.stdout.splitlines()[-1])
         assert seen["argv"] == arguments[start:]
         assert seen["path"][0] == str(report.parent)
         assert seen["registered"]
-    assert programs == {}
