@@ -23,9 +23,8 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
 default_role = "code"  # what the docstrings put into backticks
-autodoc_typehints = "none"  # the signature has them
+autodoc_typehints = "none"  # the docstrings say what goes in, with its shape
 autodoc_member_order = "bysource"
-napoleon_use_ivar = True
 napoleon_custom_sections = [("Forward takes", "params_style")]
 
 html_theme = "furo"
