@@ -66,10 +66,16 @@ check: $(INSTALLED)
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/mypy
 
+# The pages as a site. A broken link, a missing reference or a docstring that cannot be read fails.
+.PHONY: docs
+docs: $(INSTALLED)
+	$(VENV)/bin/python -m sphinx -W -n --keep-going -c docs . docs/_build
+	@echo "Open docs/_build/index.html"
+
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) runs build dist docs/_build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable ".[examples,tests,dev]"
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable ".[examples,tests,dev,docs]"
 	touch $(INSTALLED)

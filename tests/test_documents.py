@@ -1,8 +1,9 @@
-"""The documents agree with the code: cards, the README's blocks and tables, its file tree, and local links."""
+"""The documents agree with the code: cards, tables, blocks, commands and local links, and they build as a site."""
 
+import importlib
 import os
 import re
-import shutil
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,27 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from transformers import HfArgumentParser
 
 from hf_rope import SCHEMES, HfRopeConfig, HfRopeModel
+from pages import PAGES, READ, ROOT, RUN, blocks_of, name_of, to_run
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SCHEMES_PAGE = (ROOT / "docs/schemes.md").read_text(encoding="utf-8")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("model_cards/*.md")])
+PRINTS = {
+    "README.md": ["torch.Size([1, 32, 64])", "HfRopeForSequenceClassification"],
+    "docs/convert.md": ["HfRopeForMaskedLM learned", "BertForMaskedLM", "Written to my-bert-again."],
+    "docs/decoders.md": ["tensor([[", "torch.Size([1, 8, 1000])"],
+    "docs/hub.md": ["fill-mask"],
+    "docs/inspect.md": ["Declared shift invariant", "long_term_decay.png"],
+    "docs/layout.md": ["tensor(True)"],
+    "docs/linear_attention.md": ["torch.Size([1, 20000, 64])"],
+    "docs/schemes.md": ["'num_buckets': 16", "'rope_type': 'yarn'"],
+    "docs/tools.md": ["trainable params", "(1, 64)"],
+    "docs/training.md": ["unigram_loss", "accuracy"],
+}
+"""What a reader sees who runs the blocks of a page."""
 SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
 KINDS = {"eager": "eager", "sdpa": "sdpa", "flex": "flex_attention", "flash": "flash_attention"}
 
@@ -49,8 +65,10 @@ def listed_kinds(text: str) -> tuple[str, ...]:
     return tuple(KINDS[word] for word in names.strip(", ").split(", "))
 
 
-SCHEME_ROWS, COST_ROWS = (
-    [row for row in table_rows(section(README, "The schemes")) if len(row) == columns] for columns in (8, 3)
+README_ROWS = table_rows(section(README, "The schemes"))
+SCHEME_ROWS, OPTION_ROWS, SCORE_ROWS, COST_ROWS = (
+    table_rows(section(SCHEMES_PAGE, heading))
+    for heading in ("All of them", "Parameters and options", "The scores, side by side", "Cost")
 )
 
 
@@ -60,18 +78,16 @@ def model_and_config(scheme: str):
         return HfRopeModel(config), config
 
 
-def run(code: str, folder: Path) -> str:
-    """Runs code as pasted into a file, offline, in a fresh process; returns what it prints."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "PYTHONPATH": str(ROOT)}
-    result = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 def test_every_scheme_has_a_card_and_a_row_in_each_table():
     assert sorted(path.stem for path in (ROOT / "model_cards").glob("*.md")) == sorted(SCHEMES)
-    assert [name(row[0]) for row in SCHEME_ROWS] == list(SCHEMES)
-    assert [name(row[0]) for row in COST_ROWS] == list(SCHEMES)
+    for rows in (README_ROWS, SCHEME_ROWS, OPTION_ROWS, COST_ROWS):
+        assert [name(row[0]) for row in rows] == list(SCHEMES)
+    assert [scheme for row in SCORE_ROWS for scheme in re.findall(r"`(\w+)`", row[0])] == list(SCHEMES)
+
+
+def test_the_readmes_table_is_a_part_of_the_long_one():
+    """Scheme, source, longest input, attention; the links begin elsewhere."""
+    assert [[row[0].replace("../", ""), *row[2:5]] for row in SCHEME_ROWS] == README_ROWS
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -135,20 +151,25 @@ def test_card_builds_a_model_of_its_scheme(scheme):
 
 
 @pytest.mark.parametrize("row", SCHEME_ROWS, ids=lambda row: name(row[0]))
-def test_readme_table_of_schemes_agrees_with_the_code(row):
-    first, kind, _, parameters, limit, attention, shift, options = row
+def test_table_of_schemes_agrees_with_the_code(row):
+    first, kind, _, limit, attention, shift = row
     scheme = name(first)
     model, config = model_and_config(scheme)
     position = model.position
-    names = {"M": 64, "N": 3, "H": 4, "E": 8, "D": 32, **config.position_options}
-
-    assert f"model_cards/{scheme}.md" in first
+    assert f"(../model_cards/{scheme}.md)" in first
     assert kind == position.kind
-    own = [parameter.numel() for key, parameter in model.named_parameters() if ".position." in f".{key}"]
-    assert eval(parameters.strip("`"), names) == sum(own)
-    assert (None if limit == "no limit" else eval(limit, names)) == position.max_length
+    assert (None if limit == "no limit" else eval(limit, {"M": 64})) == position.max_length
     assert listed_kinds(attention) == position.attn_implementations(config)
     assert {"yes": True, "no": False}[shift.split()[0]] == position.shift_invariant
+
+
+@pytest.mark.parametrize("row", OPTION_ROWS, ids=lambda row: name(row[0]))
+def test_table_of_options_agrees_with_the_code(row):
+    first, parameters, options = row
+    model, config = model_and_config(name(first))
+    names = {"M": 64, "N": 3, "H": 4, "E": 8, "D": 32, **config.position_options}
+    own = [parameter.numel() for key, parameter in model.named_parameters() if ".position." in f".{key}"]
+    assert eval(parameters.strip("`"), names) == sum(own)
     assert options == ", ".join(f"`{key}={value!r}`" for key, value in config.position_options.items())
 
 
@@ -159,35 +180,90 @@ def test_readme_table_of_schemes_agrees_with_the_code(row):
         ("rotary", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}),
     ],
 )
-def test_readme_exceptions_to_shift_invariance_hold(scheme, settings):
+def test_exceptions_to_shift_invariance_hold(scheme, settings):
     assert not HfRopeModel(HfRopeConfig(**SIZES, position_embedding_type=scheme, **settings)).position.shift_invariant
 
 
-def test_readme_exception_for_shaw_without_values_holds():
+def test_exception_for_shaw_without_values_holds():
     config = HfRopeConfig(**SIZES, position_embedding_type="shaw", position_options={"relative_values": False})
     assert SCHEMES["shaw"].attn_implementations(config) == ("eager", "sdpa", "flex_attention")
 
 
-def test_readme_blocks_run_as_pasted(tmp_path):
-    """In their order and in one folder; the one that loads without the package runs without it."""
-    outputs = []
-    for block in python_blocks(README):
-        if "from .relative" in block:
-            continue
-        without_package = "import sys\nsys.modules['hf_rope'] = None\n" if "trust_remote_code=True" in block else ""
-        outputs.append(run(without_package + block, tmp_path))
-    assert "torch.Size([1, 32, 64])" in outputs[0]
-    assert "HfRopeForSequenceClassification" in outputs[1]
-    assert "'rope_type': 'yarn'" in outputs[2]
-    assert "tensor([[" in outputs[3]
-    assert "torch.Size([1, 20000, 64])" in outputs[4]
-    assert "BertForMaskedLM" in outputs[5]
-    assert "fill-mask" in outputs[6]
-    assert len(outputs) == 7
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_block_is_run_or_says_why_not(page):
+    for block in blocks_of(page):
+        assert block.language in RUN + READ, f"a block in no known language: {block.code}"
+        assert block.mark in (None, "run with", "not run")
+        assert block.mark is None or block.language in RUN
+        if block.mark == "run with":
+            assert len(block.commands()) == 1, "further arguments are those of one command"
+        if block.mark == "not run":
+            assert all((ROOT / file).exists() for file in re.findall(r"tests/[\w/]+(?:\.py)?", block.note))
+    fences = re.findall(r"^ *(?:```|~~~)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(fences) == 2 * len(blocks_of(page)), "a fence that is indented, or has no end"
 
 
-def test_readme_example_of_a_scheme_works(monkeypatch):
-    (block,) = (block for block in python_blocks(README) if "from .relative" in block)
+def by_cost(page: Path):
+    """A page of commands takes a process each."""
+    marks = [pytest.mark.full] if any(block.language == "bash" for block in to_run(page)) else []
+    return pytest.param(page, marks=marks, id=name_of(page))
+
+
+@pytest.mark.parametrize("page", [by_cost(page) for page in PAGES if name_of(page) in PRINTS])
+def test_blocks_run_as_pasted(page, tmp_path, monkeypatch, capfd):
+    """In their order and in one folder. A Python block that trusts remote code runs where the package is not."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    for block in to_run(page):
+        code = block.as_run()
+        if block.language == "bash":
+            subprocess.run(["bash", "-euo", "pipefail", "-c", code], check=True)
+        elif "trust_remote_code=True" in code:
+            without_package = "import sys\nsys.modules['hf_rope'] = None\n"
+            subprocess.run([sys.executable, "-c", without_package + code], check=True)
+        else:
+            exec(compile(code, name_of(page), "exec"), {"__name__": "__main__"})
+    printed = capfd.readouterr().out
+    assert [text for text in PRINTS[name_of(page)] if text not in printed] == []
+
+
+def test_no_page_with_blocks_to_run_is_left_out():
+    assert {name_of(page) for page in PAGES if to_run(page)} == PRINTS.keys()
+
+
+def example_commands() -> list[list[str]]:
+    """Every command of a page that starts a script of examples/: the script's name and its arguments."""
+    commands = []
+    for page in PAGES:
+        for block in blocks_of(page):
+            for line in block.commands() if block.language == "bash" else ():
+                found = re.search(r"\bexamples/(\w+)\.py(?! \.\.\.)(.*)", line)
+                if found:
+                    commands.append([found[1], *shlex.split(found[2])])
+    return commands
+
+
+@pytest.mark.parametrize("command", example_commands(), ids=lambda command: command[0])
+def test_examples_know_the_options_that_pages_give_them(command, monkeypatch):
+    """The script reads its whole command line, and is stopped before it does anything."""
+
+    class Read(Exception):
+        pass
+
+    def read(parser):
+        _, unknown = parser.parse_known_args()
+        raise Read(unknown)
+
+    monkeypatch.setattr(HfArgumentParser, "parse_args_into_dataclasses", read)
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(Read, match=r"^\[\]$"):
+        importlib.import_module(command[0]).main()
+
+
+def test_the_example_of_a_scheme_works(monkeypatch):
+    (block,) = python_blocks((ROOT / "docs/adding_a_scheme.md").read_text(encoding="utf-8"))
     module = {"__name__": "hf_rope.model.position_kerple", "__package__": "hf_rope.model"}
     exec(block, module)
     monkeypatch.setitem(SCHEMES, "kerple", module["KerplePosition"])
@@ -202,34 +278,6 @@ def test_readme_example_of_a_scheme_works(monkeypatch):
     assert model.position.attn_implementations(model.config) == ("eager", "sdpa", "flex_attention")
 
 
-def tree_paths() -> list[str]:
-    """Every path of the README's file tree; a folder ends in a slash."""
-    block = re.search(r"```\n(.*?)```", section(README, "Files"), re.DOTALL).group(1)
-    paths, folders = [], []
-    for line in block.splitlines():
-        entry = line.split()[0]
-        depth = (len(line) - len(line.lstrip())) // 2
-        folders = folders[:depth]
-        paths.append("".join(folders) + entry)
-        if entry.endswith("/"):
-            folders.append(entry)
-    return paths
-
-
-def test_readme_tree_names_only_what_exists():
-    assert [path for path in tree_paths() if not (ROOT / path).exists()] == []
-
-
-@pytest.mark.skipif(not (ROOT / ".git").exists() or shutil.which("git") is None, reason="needs a git checkout")
-def test_readme_tree_leaves_nothing_out():
-    """A folder that the tree does not open stands for all that it holds."""
-    paths = tree_paths()
-    closed = tuple(p for p in paths if p.endswith("/") and not any(q != p and q.startswith(p) for q in paths))
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    files = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert [f for f in files if f not in paths and not f.startswith(closed) and (ROOT / f).exists()] == []
-
-
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_local_links_lead_to_files(path):
     text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
@@ -241,6 +289,32 @@ def test_make_targets_that_documents_name_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
     named = {
-        t for path in DOCUMENTS for t in re.findall(r"\bmake ([a-z-]+)\b(?=`|  )", path.read_text(encoding="utf-8"))
+        t
+        for path in DOCUMENTS
+        for t in re.findall(r"(?:^|`)make ([a-z-]+)\b", path.read_text(encoding="utf-8"), re.MULTILINE)
     }
     assert {"demo", "test"} <= named <= targets
+
+
+def test_the_readme_names_the_lowest_versions_of_the_package():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    named = dict(re.findall(r"(Python|torch|transformers) from ([\d.]*\d)", README))
+    assert named == {
+        "Python": re.search(r'requires-python = ">=([\d.]+)"', project)[1],
+        "torch": re.search(r'"torch>=([\d.]+)', project)[1],
+        "transformers": re.search(r'"transformers>=([\d.]+)', project)[1],
+    }
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 200
+
+
+@pytest.mark.full
+def test_the_site_builds_without_a_warning(tmp_path):
+    """A broken link, a reference that is missing and a docstring that cannot be read are warnings."""
+    for package in ("sphinx", "myst_parser", "furo"):
+        pytest.importorskip(package, reason="the site needs the extra `docs`")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-n", "--keep-going", "-c", "docs", ".", str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

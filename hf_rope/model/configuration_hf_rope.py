@@ -96,9 +96,9 @@ class HfRopeConfig(PreTrainedConfig):
     """Configuration of the encoder, or with `is_decoder` of the decoder. Sizes default to BERT base.
 
     Args:
-        vocab_size, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act,
-        hidden_dropout_prob, attention_probs_dropout_prob, type_vocab_size, initializer_range, layer_norm_eps,
-        pad_token_id: as in BERT; `type_vocab_size=0` leaves token types out.
+        vocab_size, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act: as in BERT.
+        hidden_dropout_prob, attention_probs_dropout_prob, initializer_range, layer_norm_eps, pad_token_id: as in BERT.
+        type_vocab_size: as in BERT; 0 leaves token types out.
         max_position_embeddings: rows of the position table of the schemes that have one; no limit for the others.
         embedding_size: width of the embeddings where it differs from `hidden_size` (ALBERT, ELECTRA), with a projection
             between them; None for `hidden_size`.

@@ -315,7 +315,7 @@ class HfRopeModel(HfRopePreTrainedModel):
         config: the configuration.
         add_pooling_layer: whether to build the pooler.
 
-    `forward` takes:
+    Forward takes:
         input_ids: (B, L) int64; or `inputs_embeds`, (B, L, embedding_size).
         attention_mask: (B, L), or with a cache (B, P + L), 1 at real tokens; or an additive or boolean
             (B, 1, L, K), which then alone decides who sees whom.
@@ -330,7 +330,7 @@ class HfRopeModel(HfRopePreTrainedModel):
         use_cache: whether to return the keys and values of all tokens, as projected; None for the configuration's.
         cu_seq_lens_q: (sequences + 1,) int, the bounds of the sequences packed in a batch of one row; with it, if they
             are known, `cu_seq_lens_k`, `max_length_q` and `max_length_k`, for attention functions that take them.
-        Further keywords reach the attention function.
+        kwargs: further keywords, which reach the attention function.
     """
 
     needs_decoder = None
