@@ -12,11 +12,11 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import torch  # noqa: E402
-from transformers import AutoModelForMaskedLM, Trainer, TrainingArguments  # noqa: E402
+import torch
+from transformers import AutoModelForMaskedLM, Trainer, TrainingArguments
 
-import hf_rope  # noqa: E402
-from hf_rope.card import create_card  # noqa: E402
+import hf_rope
+from hf_rope.card import create_card
 
 SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 
@@ -25,13 +25,14 @@ def main(folder: Path) -> None:
     assert Path(hf_rope.__file__).is_relative_to(sys.prefix), f"{hf_rope.__file__} is not the installed package."
     command = Path(sys.executable).with_name("hf-rope")
     assert "to-native" in subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
+    models = {}
     for scheme in hf_rope.SCHEMES:
-        model = AutoModelForMaskedLM.from_config(hf_rope.HfRopeConfig(**SIZES, position_embedding_type=scheme))
-        create_card(model).save(folder / scheme / "README.md")
-        train(model, folder / scheme)
-        model.save_pretrained(folder / scheme)
-        load_without_package(model.eval(), folder / scheme)
-    print(f"hf_rope {hf_rope.__version__}: {len(hf_rope.SCHEMES)} schemes trained, saved, described and loaded.")
+        models[scheme] = AutoModelForMaskedLM.from_config(hf_rope.HfRopeConfig(**SIZES, position_embedding_type=scheme))
+        train(models[scheme], folder / scheme)
+        models[scheme].eval().save_pretrained(folder / scheme)
+        create_card(models[scheme]).save(folder / scheme / "README.md")
+    load_without_package(models, folder)
+    print(f"hf_rope {hf_rope.__version__}: {len(models)} schemes trained, saved, described and loaded.")
 
 
 def train(model, folder: Path) -> None:
@@ -53,21 +54,21 @@ def train(model, folder: Path) -> None:
     assert not torch.equal(before, model.get_input_embeddings().weight)
 
 
-def load_without_package(model, folder: Path) -> None:
-    """By the code in the folder, in a process where hf_rope cannot be imported: the same outputs."""
+def load_without_package(models: dict, folder: Path) -> None:
+    """By the code in the folders, in a process where hf_rope cannot be imported: the same outputs."""
     batch = {"input_ids": torch.randint(5, 99, (2, 8))}
     files = {"inputs": str(folder / "inputs.pt"), "results": str(folder / "results.pt")}
     torch.save({"masked-lm": batch, "encoder": batch}, files["inputs"])
-    row = {"source": str(folder), "auto": "AutoModelForMaskedLM", "head": "masked-lm", "trust": True}
-    job = {**files, "package": "absent", "rows": [{**row, "settings": {}, "resave": None}]}
-    (folder / "job.json").write_text(json.dumps(job))
+    same = {"auto": "AutoModelForMaskedLM", "head": "masked-lm", "trust": True, "settings": {}, "resave": None}
+    rows = [{"source": str(folder / scheme), **same} for scheme in models]
+    (folder / "job.json").write_text(json.dumps({**files, "package": "absent", "rows": rows}))
     script = Path(__file__).with_name("fresh_process.py")
     environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules")}
     subprocess.run([sys.executable, "-I", script, folder / "job.json"], env=environment, check=True)
-    (found,) = torch.load(files["results"])
-    assert found["module"].startswith("transformers_modules."), found["module"]
-    with torch.no_grad():
-        torch.testing.assert_close(found["output"], model(**batch).to_tuple())
+    for model, found in zip(models.values(), torch.load(files["results"]), strict=True):
+        assert found["module"].startswith("transformers_modules."), found["module"]
+        with torch.no_grad():
+            torch.testing.assert_close(found["output"], model(**batch).to_tuple())
 
 
 if __name__ == "__main__":
