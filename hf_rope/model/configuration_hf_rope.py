@@ -16,7 +16,7 @@ from transformers.utils.versions import require_version
 from .position_base import PositionScheme
 from .positions import SCHEMES
 
-require_version("transformers>=5.15", "Attention of older ones leaves a position_bias out, or fails with a mask.")
+require_version("transformers>=5.16", "Older ones leave a position_bias out, or fail in assisted generation.")
 
 logger = logging.get_logger(__name__)
 
