@@ -79,7 +79,7 @@ check: $(INSTALLED)
 
 # The pages as a site. A broken link, a missing reference or a docstring that cannot be read fails.
 docs: $(INSTALLED)
-	$(VENV)/bin/python -m sphinx -W -n --keep-going -c docs . docs/_build
+	$(VENV)/bin/python -m sphinx -E -W -n --keep-going -c docs . docs/_build
 	@echo "Open docs/_build/index.html"
 
 clean:
