@@ -17,7 +17,7 @@ from transformers.dynamic_module_utils import get_relative_import_files, get_rel
 
 import hf_rope
 from heads import HEADS
-from helpers import CASES, tiny_config, token_ids
+from helpers import CASES, over, tiny_config, token_ids
 from hf_rope.model.configuration_hf_rope import AUTO_MAP
 
 FOLDER = Path(hf_rope.__file__).parent / "model"
@@ -105,8 +105,7 @@ def test_the_auto_map_names_a_class_for_every_head():
         )
 
 
-@pytest.mark.parametrize("name", CLASSES.values())
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES, name=CLASSES.values())
 def test_every_tensor_of_a_model_is_saved(case, name):
     model = HEADS[name].build(case)
     for path, module in model.named_modules():
@@ -284,8 +283,7 @@ def check(asked: dict, model, result: dict, module: str) -> None:
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES, dtype=DTYPES)
 def test_loading_through_the_meta_device_changes_nothing(case, dtype, tmp_path):
     model, inputs = HEADS["masked-lm"].build(case), HEADS["masked-lm"].batch()
     model.save_pretrained(tmp_path)

@@ -11,6 +11,7 @@ from transformers import (
 import demo
 
 
+@pytest.mark.full
 def test_demo(tmp_path, monkeypatch):
     sizes = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "block_size": 32}
     short = {"batch_size": 4, "pretrain_steps": 2, "finetune_epochs": 1, "reviews": 40}
