@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts import EXAMPLES, STEPS, TINY, run_script
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -15,6 +14,7 @@ from transformers import (
 import pretrain_mlm
 import train_tokenizer
 from hf_rope import HfRopeConfig, HfRopeForMaskedLM
+from scripts import EXAMPLES, STEPS, TINY, run_script
 
 
 @pytest.fixture(scope="session")

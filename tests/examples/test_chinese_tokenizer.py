@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from scripts import TINY, load_complete, run_script
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -14,6 +13,8 @@ from transformers import (
 
 import chinese_tokenizer
 import pretrain_mlm
+from helpers import over
+from scripts import TINY, load_complete, run_script
 
 
 @pytest.fixture
@@ -26,8 +27,7 @@ def news(tmp_path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("given", [True, False], ids=["given", "learnt"])
-@pytest.mark.parametrize("words", [0, 3])
+@over(words=[0, 3], given=[True, False])
 def test_chinese_is_read_by_characters_or_by_words(news, monkeypatch, given, words):
     vocabulary = ["--vocab_file", news / "vocab.txt"] if given else ["--vocab_size", 60]
     arguments = ["--train_file", news / "news.txt", *vocabulary, "--words", words, "--output_dir", news / "t"]

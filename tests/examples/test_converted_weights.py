@@ -3,7 +3,7 @@
 import json
 import math
 
-from scripts import run_script
+import pytest
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -12,8 +12,10 @@ from transformers import (
 import real_weights
 import sentence_embeddings
 from hf_rope.convert import convert
+from scripts import run_script
 
 
+@pytest.mark.full
 def test_converted_weights_are_fine_tuned_beside_their_source(bert, tmp_path, monkeypatch):
     sizes = ["--seeds", 0, "--pretrain_steps", 2, "--epochs", 0.1, "--reviews", 64]
     run_script(real_weights, monkeypatch, "--model", bert, "--output_dir", tmp_path / "out", *sizes)

@@ -1,13 +1,13 @@
 """finetune_choice.py."""
 
 import pytest
-from scripts import load_complete
 from transformers import (
     AutoModelForMultipleChoice,
     AutoTokenizer,
 )
 
 import finetune_choice
+from scripts import load_complete
 
 CHOSEN = [
     {"text": "he stood", "choices": ["at the end", "in town", "a man"], "label": 0},

@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from scripts import run_script
 from transformers import (
     AutoModelForSequenceClassification,
     EvalPrediction,
 )
 
 import finetune_classification
+from scripts import run_script
 
 
 def test_finetuning_on_pairs_with_named_classes(folder, pretrain, tmp_path, monkeypatch):

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 from datasets import Dataset
-from scripts import load_complete
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoTokenizer,
 )
 
 import finetune_qa
+from scripts import load_complete
 
 ASKED = [
     {

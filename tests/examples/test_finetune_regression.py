@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from scripts import SCORES, load_complete
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
 )
 
 import finetune_regression
+from scripts import SCORES, load_complete
 
 
 def test_regression_stands_beside_the_error_of_the_mean(finetune, tmp_path):

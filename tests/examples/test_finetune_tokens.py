@@ -2,13 +2,13 @@
 
 import pytest
 from datasets import Dataset
-from scripts import load_complete
 from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
 )
 
 import finetune_tokens
+from scripts import load_complete
 
 TAGGED = [
     {"tokens": ["Mr.", "Holmes", "of", "London", "spoke"], "tags": ["O", "B-PER", "O", "B-LOC", "O"]},

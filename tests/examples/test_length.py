@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts import TINY, run_script
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -16,6 +15,7 @@ from transformers import (
 import length
 import pretrain_mlm
 from hf_rope import SCHEMES
+from scripts import TINY, run_script
 
 
 @pytest.fixture
@@ -32,11 +32,15 @@ def by_length(folder, monkeypatch):
     return run
 
 
-def test_loss_by_length_is_measured_for_every_scheme_and_scaling(by_length, tmp_path, capsys):
-    results = by_length(tmp_path / "out")
+@pytest.mark.parametrize(
+    "schemes", [["learned", "rotary"], pytest.param([], marks=pytest.mark.full)], ids=["two", "all"]
+)
+def test_loss_by_length_is_measured_for_every_scheme_and_scaling(schemes, by_length, tmp_path, capsys):
+    results = by_length(tmp_path / "out", *["--position", *schemes] * bool(schemes))
     rows = length.summarise(results)
-    assert list(results["runs"]) == list(SCHEMES)
-    for scheme, scheme_class in SCHEMES.items():
+    assert list(results["runs"]) == (schemes or list(SCHEMES))
+    for scheme in results["runs"]:
+        scheme_class = SCHEMES[scheme]
         names = [name for name in rows if name.split(", ")[0] == scheme]
         assert names == [scheme, *(f"{scheme}, {x}" for x in length.SCALINGS if scheme_class.rotates)]
         model = AutoModelForMaskedLM.from_pretrained(tmp_path / "out/seed-0" / scheme)
@@ -69,13 +73,13 @@ def test_loss_by_length_goes_on_and_trains_nothing_twice(by_length, tmp_path, mo
 
 
 def test_loss_by_length_is_the_mean_over_masked_tokens(by_length, folder, tmp_path):
-    results = by_length(tmp_path / "out", "--position", "rotary")
+    results = by_length(tmp_path / "out", "--position", "t5")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out/tokenizer")
     files = length.DataArguments(validation_file=[str(folder / "reviews.jsonl")])
     blocks = length.group_texts(length.load_split(files, "validation", ["text"]), tokenizer, 16)
     ids, labels = length.masked_stream(blocks, tokenizer, 256, 64)
-    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "out/seed-0/rotary").eval()
-    for size, loss in results["runs"]["rotary"]["0"]["losses"]["rotary"].items():
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "out/seed-0/t5").eval()
+    for size, loss in results["runs"]["t5"]["0"]["losses"]["t5"].items():
         with torch.no_grad():
             logits = model(ids.view(-1, int(size))).logits.flatten(0, 1)
         assert loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), abs=1e-5)

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-from scripts import TINY, run_script
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -14,6 +13,7 @@ from transformers import (
 import finetune_classification
 import long_documents
 from hf_rope import HfRopeConfig, HfRopeForMaskedLM
+from scripts import TINY, run_script
 
 
 @pytest.fixture
@@ -57,6 +57,7 @@ def test_long_documents_are_classified_at_every_length_that_a_model_reads(by_doc
     assert "documents that are whole" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_long_documents_go_on_and_train_nothing_twice(by_documents, tmp_path, monkeypatch):
     first = by_documents(tmp_path / "out")
     trained = []

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from scripts import run_script
 
 import make_choices
+from scripts import run_script
 
 
 def test_made_choices_hold_the_next_passage_at_the_label(folder, tmp_path, monkeypatch):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from datasets import Dataset
-from scripts import SCORES, TINY
 from sentence_transformers import SentenceTransformer
 
 import train_sentence_embeddings
+from scripts import SCORES, TINY
 
 
 def test_sentence_embeddings_are_trained_saved_and_loaded(checkpoint, finetune, tmp_path):

@@ -1,12 +1,12 @@
 """train_tokenizer.py."""
 
 import pytest
-from scripts import run_script
 from transformers import (
     AutoTokenizer,
 )
 
 import train_tokenizer
+from scripts import run_script
 
 
 @pytest.mark.parametrize("cased", [False, True])
