@@ -249,6 +249,27 @@ def test_classifiers_leave_no_parameter_unused(scheme, pooling):
     assert [name for name, gradient in gradients_of(model, loss).items() if gradient is None] == []
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_dropout_of_attention_zeroes_its_share_and_scales_the_rest(scheme):
+    model = tiny_model(scheme, attn_implementation="eager", attention_probs_dropout_prob=0.25, num_hidden_layers=1)
+    ids = token_ids(4, LENGTH)
+    plain, dropped = (model.train(mode)(ids, output_attentions=True).attentions[0] for mode in (False, True))
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], plain[kept] / 0.75, rtol=1e-4, atol=1e-6)
+    assert kept.float().mean().item() == pytest.approx(0.75, abs=0.05)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_dropout_of_hidden_states_comes_after_the_embeddings_and_twice_a_layer(scheme):
+    model, seen = tiny_model(scheme, hidden_dropout_prob=0.25).train(), []
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Dropout) and not name.startswith("position"):
+            module.register_forward_hook(lambda module, args, output: seen.append((output == 0).float().mean().item()))
+    model(token_ids(4, LENGTH))
+    assert len(seen) == 1 + 2 * model.config.num_hidden_layers
+    assert seen == pytest.approx([0.25] * len(seen), abs=0.05)
+
+
 @over(case=CASES, dtype=[torch.bfloat16, torch.float16])
 def test_half_precision_stays_close_up_to_position_8191(case, dtype):
     model = tiny_model(case, max_position_embeddings=8192)
