@@ -17,7 +17,7 @@ from transformers.dynamic_module_utils import get_relative_import_files, get_rel
 
 import hf_rope
 from heads import HEADS
-from helpers import CASES, over, tiny_config, token_ids
+from helpers import CASES, FEW, over, tiny_config, token_ids
 from hf_rope.model.configuration_hf_rope import AUTO_MAP
 
 FOLDER = Path(hf_rope.__file__).parent / "model"
@@ -202,7 +202,7 @@ def row(source, head: str, *, trust: bool = True, resave=None, **settings) -> di
     }
 
 
-@pytest.mark.parametrize("where", ["folder", "hub cache"])
+@pytest.mark.parametrize("where", [pytest.param("folder", marks=pytest.mark.full), "hub cache"])
 def test_without_the_package_every_head_of_every_scheme_loads_by_the_code_it_carries(where, tmp_path, pushed):
     rows, models = [], []
     for scheme in hf_rope.SCHEMES:
@@ -231,6 +231,7 @@ def test_without_the_package_every_head_of_every_scheme_loads_by_the_code_it_car
         check(asked, model, result, "transformers_modules.")
 
 
+@pytest.mark.full
 def test_without_the_package_a_masked_lm_checkpoint_loads_under_every_other_head(tmp_path):
     rows, models = [], []
     for scheme in hf_rope.SCHEMES:
@@ -247,6 +248,7 @@ def test_without_the_package_a_masked_lm_checkpoint_loads_under_every_other_head
         close(result["encoded"], model(**HEADS["encoder"].batch()).last_hidden_state)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("package", ["present", "late"])
 def test_with_the_package_trust_on_and_off_agree(package, tmp_path):
     rows, models = [], []
@@ -298,7 +300,7 @@ def test_loading_through_the_meta_device_changes_nothing(case, dtype, tmp_path):
     close(again(**inputs).logits, loaded(**inputs).logits)
 
 
-@pytest.mark.parametrize("scheme", hf_rope.SCHEMES)
+@over(quick=FEW, scheme=hf_rope.SCHEMES)
 def test_a_resumed_training_equals_the_uninterrupted_one(scheme, tmp_path):
     ids = token_ids(16, 8)
     rows = [{"input_ids": row, "labels": torch.where(torch.arange(8) % 3 == 0, row, -100)} for row in ids]

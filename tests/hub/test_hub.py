@@ -41,6 +41,7 @@ def output(model, head: str) -> tuple:
     return model(**HEADS[head].batch()).to_tuple()
 
 
+@pytest.mark.full
 def test_every_head_and_every_scheme_pushed_loads_without_the_package_and_gives_the_same(hub, client):
     rows = [(f"me/{name}", name, "rotary") for name in HEADS]
     rows += [(f"me/{scheme}-encoder", "encoder", scheme) for scheme in hf_rope.SCHEMES]
@@ -59,6 +60,7 @@ def test_every_head_and_every_scheme_pushed_loads_without_the_package_and_gives_
         close(result, output(HEADS[name].build(case), name))
 
 
+@pytest.mark.full
 def test_what_trainer_pushes_loads_without_the_package_and_gives_the_same(hub, client):
     succeed(client.train("Trainer", "every_save"))
     files = hub.repos[REPO][-1].files
@@ -70,6 +72,7 @@ def test_what_trainer_pushes_loads_without_the_package_and_gives_the_same(hub, c
     assert "modeling_hf_rope.py" not in first_trained(hub).files, "transformers has learned it: say so in the README"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("strategy", ["every_save", "checkpoint"])
 def test_the_revisions_that_card_trainer_pushes_in_between_load_without_the_package(strategy, hub, client):
     succeed(client.train("CardTrainer", strategy))
@@ -150,6 +153,7 @@ def test_every_revision_uploaded_on_the_command_line_loads_as_it_was_and_a_missi
     assert "is not a valid git identifier" in missing
 
 
+@pytest.mark.full
 def test_a_sentence_transformer_on_the_hub_is_converted_with_its_files(hub, client, saved):
     folder, files = (
         saved["learned"],
