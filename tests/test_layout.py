@@ -1,4 +1,4 @@
-"""The layout contract: how a batch is laid out is nobody's business. test_fuzz.py draws many; these have names."""
+"""The layout contract: how a batch is laid out is nobody's business. The fuzz draws many; these have names."""
 
 import copy
 import sys
