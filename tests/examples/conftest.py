@@ -5,11 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    AutoTokenizer,
-    BertConfig,
-    BertModel,
-)
+from transformers import AutoTokenizer, BertConfig, BertModel
 
 import pretrain_mlm
 import train_tokenizer

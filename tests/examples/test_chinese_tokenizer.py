@@ -6,10 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import (
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-)
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import chinese_tokenizer
 import pretrain_mlm

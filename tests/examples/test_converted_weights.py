@@ -4,10 +4,7 @@ import json
 import math
 
 import pytest
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import real_weights
 import sentence_embeddings

@@ -3,10 +3,7 @@
 import json
 
 import pytest
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import demo
 

@@ -1,10 +1,7 @@
 """finetune_choice.py."""
 
 import pytest
-from transformers import (
-    AutoModelForMultipleChoice,
-    AutoTokenizer,
-)
+from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
 import finetune_choice
 from scripts import load_complete

@@ -4,10 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from transformers import (
-    AutoModelForSequenceClassification,
-    EvalPrediction,
-)
+from transformers import AutoModelForSequenceClassification, EvalPrediction
 
 import finetune_classification
 from scripts import run_script

@@ -3,10 +3,7 @@
 import numpy as np
 import pytest
 from datasets import Dataset
-from transformers import (
-    AutoModelForQuestionAnswering,
-    AutoTokenizer,
-)
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 import finetune_qa
 from scripts import load_complete

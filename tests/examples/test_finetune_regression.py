@@ -3,10 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import finetune_regression
 from scripts import SCORES, load_complete

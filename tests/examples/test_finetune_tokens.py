@@ -2,10 +2,7 @@
 
 import pytest
 from datasets import Dataset
-from transformers import (
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-)
+from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 import finetune_tokens
 from scripts import load_complete

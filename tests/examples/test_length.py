@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-)
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import length
 import pretrain_mlm
@@ -33,16 +30,15 @@ def by_length(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "schemes", [["learned", "rotary"], pytest.param([], marks=pytest.mark.full)], ids=["two", "all"]
+    "schemes", [["learned", "rotary"], pytest.param(list(SCHEMES), marks=pytest.mark.full)], ids=["two", "all"]
 )
 def test_loss_by_length_is_measured_for_every_scheme_and_scaling(schemes, by_length, tmp_path, capsys):
-    results = by_length(tmp_path / "out", *["--position", *schemes] * bool(schemes))
+    results = by_length(tmp_path / "out", "--position", *schemes)
     rows = length.summarise(results)
-    assert list(results["runs"]) == (schemes or list(SCHEMES))
-    for scheme in results["runs"]:
-        scheme_class = SCHEMES[scheme]
+    assert list(results["runs"]) == schemes
+    for scheme in schemes:
         names = [name for name in rows if name.split(", ")[0] == scheme]
-        assert names == [scheme, *(f"{scheme}, {x}" for x in length.SCALINGS if scheme_class.rotates)]
+        assert names == [scheme, *(f"{scheme}, {x}" for x in length.SCALINGS if SCHEMES[scheme].rotates)]
         model = AutoModelForMaskedLM.from_pretrained(tmp_path / "out/seed-0" / scheme)
         for name in names:
             assert list(rows[name]) == ["16", "32", "64"]

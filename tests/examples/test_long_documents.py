@@ -5,10 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import finetune_classification
 import long_documents

@@ -6,10 +6,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
-from transformers import (
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-)
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import pretrain_mlm
 

@@ -1,9 +1,7 @@
 """train_tokenizer.py."""
 
 import pytest
-from transformers import (
-    AutoTokenizer,
-)
+from transformers import AutoTokenizer
 
 import train_tokenizer
 from scripts import run_script
