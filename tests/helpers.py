@@ -86,20 +86,22 @@ FEW = [next(s for s in SCHEMES if SCHEMES[s].score == "content"), next(s for s i
 
 
 def over(
-    quick: Collection[str] = QUICK, where: Callable[..., bool] = lambda *row: True, **axes: Iterable
+    quick: Collection | None = None, where: Callable[..., bool] = lambda *row: True, **axes: Iterable
 ) -> pytest.MarkDecorator:
     """Parametrises a test over the product of `axes`, of which `make test` runs a few rows and `make test-full` all.
 
-    The few hold every value of every axis once at least, and of CASES only those in `quick`. All other rows are marked
-    `full`: of `over(case=CASES, dense=[False, True])`, `make test` runs every scheme once, and half of them dense.
+    The few hold each value of each axis at least once; all other rows are marked `full`. Of
+    `over(case=CASES, dense=[False, True])`, `make test` runs every scheme once, and half of them dense.
 
     Args:
-        quick: the cases that `make test` runs.
-        where: tells of the values of a row whether there is such a row; all there are if left out.
+        quick: the values of the first axis that `make test` runs; if left out, all but the VARIANTS beyond QUICK.
+        where: tells of the values of a row whether there is such a row; if left out, there are all.
         axes: the values of each argument of the test.
     """
     rows = [row for row in product(*axes.values()) if where(*row)]
-    few = covering([row for row in rows if all(value in quick for value in row if value in CASES)])
+    if quick is None:
+        quick = [first for first, *_ in rows if first in QUICK or first not in VARIANTS]
+    few = covering([row for row in rows if row[0] in quick])
     return pytest.mark.parametrize(
         tuple(axes), [pytest.param(*row, marks=() if row in few else pytest.mark.full) for row in rows]
     )

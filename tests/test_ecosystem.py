@@ -238,7 +238,8 @@ def shapes(encoded, tokenizer) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [*((rows["input_ids"], rows["attention_mask"]) for rows in batches), (row, torch.ones_like(row))]
 
 
-@over(quick=FEW, scheme=SCHEMES)
+@pytest.mark.full
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_an_exported_graph_and_onnx_runtime_take_any_batch_and_length(scheme, shapes, tmp_path, record_property):
     model, names = (
         Logits(tiny_model(scheme, HfRopeForMaskedLM, num_hidden_layers=1)).eval(),

@@ -182,7 +182,7 @@ def test_num_items_in_batch_divides_the_sum(name, training):
     close(model(**inputs, num_items_in_batch=torch.tensor(7)).loss, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@over(quick=["masked-lm", "single-label"], name=LOSSES)
 def test_accumulated_gradients_equal_those_of_one_batch(name, tmp_path):
     head = HEADS[name]
     inputs = {**head.batch(), **head.labels}

@@ -284,7 +284,8 @@ def test_half_precision_stays_close_up_to_position_8191(case, dtype):
     assert errors["far"] < (0.05 if dtype == torch.bfloat16 else 0.01), errors
 
 
-@over(quick=FEW, scheme=SCHEMES)
+@pytest.mark.full
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_compiles_to_one_graph(scheme):
     torch._dynamo.reset()
     model, (ids, mask) = tiny_model(scheme, num_hidden_layers=1).double(), padded_batch()

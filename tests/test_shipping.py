@@ -49,6 +49,7 @@ def test_what_transformers_copies_is_exactly_the_folder():
     assert (FOLDER / "__init__.py").read_text() == ""
 
 
+@pytest.mark.full
 def test_an_older_transformers_is_refused_and_the_oldest_is_the_same_everywhere():
     """Attention of transformers before 5.14 would leave a position_bias out, without a word."""
     lowest = re.search(r'"transformers>=([\d.]+),', (FOLDER.parents[1] / "pyproject.toml").read_text())[1]

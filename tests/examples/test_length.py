@@ -51,6 +51,7 @@ def test_loss_by_length_is_measured_for_every_scheme_and_scaling(schemes, by_len
     assert "dynamic" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_loss_by_length_goes_on_and_trains_nothing_twice(by_length, tmp_path, monkeypatch):
     trained = []
 

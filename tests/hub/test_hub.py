@@ -136,6 +136,7 @@ def saved(tmp_path) -> dict[str, Path]:
     return folders
 
 
+@pytest.mark.full
 def test_every_revision_uploaded_on_the_command_line_loads_as_it_was_and_a_missing_one_is_an_error(hub, client, saved):
     for folder in saved.values():
         succeed(client.upload(folder))
@@ -185,6 +186,7 @@ def test_a_token_is_known_or_refused(client):
     fail(client.hf("auth", "whoami", token=WRONG_TOKEN), "Invalid user token")
 
 
+@pytest.mark.full
 def test_an_upload_that_breaks_off_leaves_the_old_revision_whole_and_can_be_repeated(hub, client, saved):
     succeed(client.upload(saved["rotary"]))
     before = [*hub.repos[REPO]]
