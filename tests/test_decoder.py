@@ -248,18 +248,18 @@ def test_generation_that_starts_at_another_position(scheme):
     close(torch.cat((first.logits, second.logits), 1), expected, scheme)
 
 
-@over(scheme=SCHEMES, limit=[("max_new_tokens", 61), ("max_length", 65)])
+@over(scheme=SCHEMES, limit=[("max_new_tokens", 13), ("max_length", 17)])
 def test_generation_beyond_the_positions_is_refused_before_it_begins(scheme, limit):
-    model, ids, calls, length = decoder(scheme), token_ids(2, 4), [], dict([limit])
+    model, ids, calls, length = decoder(scheme, max_position_embeddings=16), token_ids(2, 4), [], dict([limit])
     model.model.register_forward_pre_hook(lambda *_: calls.append(1))
     if model.model.position.max_length:
-        limit = (f"'{scheme}' has a table for 64 positions (max_position_embeddings=64)", "4 and 61 new tokens need 65")
+        limit = (f"'{scheme}' has a table for 16 positions (max_position_embeddings=16)", "4 and 13 new tokens need 17")
         refused(lambda: model.generate(ids, do_sample=False, **length), *limit, "lower max_new_tokens")
         assert not calls
     else:
-        assert model.generate(ids, do_sample=False, **length).shape == (2, 65)
+        assert model.generate(ids, do_sample=False, **length).shape == (2, 17)
     padded, mask = F.pad(ids, (5, 0), value=7), F.pad(torch.ones_like(ids), (5, 0))
-    assert model.generate(padded, attention_mask=mask, max_new_tokens=60).shape == (2, 69)
+    assert model.generate(padded, attention_mask=mask, max_new_tokens=12).shape == (2, 21)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
