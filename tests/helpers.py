@@ -1,7 +1,11 @@
 """Tiny models, and the cases that every property test runs over."""
 
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from itertools import product
 from typing import Any
 
+import pytest
 import torch
 
 from hf_rope import SCHEMES, HfRopeConfig, HfRopeModel
@@ -75,6 +79,42 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """Settings of a scheme beside its defaults, by "scheme-what": more rows, never more test code."""
 
 CASES = [*SCHEMES, *VARIANTS]
+QUICK = [*SCHEMES, "rotary-elu", "rotary-favor"]
+"""The cases of `make test`: every scheme with its defaults, and each kind of linear attention."""
+FEW = [next(s for s in SCHEMES if SCHEMES[s].score == "content"), next(s for s in SCHEMES if SCHEMES[s].rotates)]
+"""Those of them for what takes seconds a case: a scheme that adds to the scores, and one that rotates."""
+
+
+def over(
+    quick: Collection | None = None, where: Callable[..., bool] = lambda *row: True, **axes: Iterable
+) -> pytest.MarkDecorator:
+    """Parametrises a test over the product of `axes`, of which `make test` runs a few rows and `make test-full` all.
+
+    The few hold each value of each axis at least once; all other rows are marked `full`. Of
+    `over(case=CASES, dense=[False, True])`, `make test` runs every scheme once, and half of them dense.
+
+    Args:
+        quick: the values of the first axis that `make test` runs; if left out, all but the VARIANTS beyond QUICK.
+        where: tells of the values of a row whether there is such a row; if left out, there are all.
+        axes: the values of each argument of the test.
+    """
+    rows = [row for row in product(*axes.values()) if where(*row)]
+    if quick is None:
+        quick = [first for first, *_ in rows if first in QUICK or first not in VARIANTS]
+    few = covering([row for row in rows if row[0] in quick])
+    return pytest.mark.parametrize(
+        tuple(axes), [pytest.param(*row, marks=() if row in few else pytest.mark.full) for row in rows]
+    )
+
+
+def covering(rows: list[tuple]) -> list[tuple]:
+    """Few of the rows, holding at each place all that any row holds; of rows with something new, the least used one."""
+    used: Counter[tuple[int, Any]] = Counter()
+    few = []
+    while new := [row for row in rows if any(not used[at] for at in enumerate(row))]:
+        few.append(min(new, key=lambda row: sum(used[at] for at in enumerate(row))))
+        used.update(enumerate(few[-1]))
+    return few
 
 
 def tiny_config(case: str, **changes) -> HfRopeConfig:
@@ -96,3 +136,14 @@ def tiny_model(case: str, model_class=HfRopeModel, **changes):
 def token_ids(*shape: int, seed: int = 0) -> torch.Tensor:
     """Ids that are never the padding id."""
     return torch.randint(1, SIZES["vocab_size"], shape, generator=torch.Generator().manual_seed(seed))
+
+
+def refused(call: Callable, *mentions: str, error: type[Exception] = ValueError) -> None:
+    """Asserts that a call raises one sentence, in which are the setting, its value, the limit and the way out."""
+    with pytest.raises(error) as caught:
+        call()
+    message = str(caught.value)
+    assert [part for part in mentions if part not in message] == [], message
+    assert "\n" not in message
+    assert message.endswith(".")
+    assert ". " not in message

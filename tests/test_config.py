@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoConfig, AutoModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from helpers import CASES, VARIANTS, tiny_config, token_ids
+from helpers import CASES, VARIANTS, over, tiny_config, token_ids
 from hf_rope import SCHEMES, HfRopeConfig, HfRopeModel
 
 ROUND_TRIPS = {
@@ -47,8 +47,7 @@ def test_defaults_are_bert_base_with_rotary_positions():
     assert {key: getattr(config, key) for key in BERT_BASE} == BERT_BASE
 
 
-@pytest.mark.parametrize("trip", ROUND_TRIPS)
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES, trip=ROUND_TRIPS)
 def test_round_trip_changes_nothing(case, trip, tmp_path):
     config = tiny_config(case)
     back = ROUND_TRIPS[trip](config, tmp_path)
@@ -122,8 +121,7 @@ def test_a_valid_configuration_is_valid_again(case):
         config.validate()
 
 
-@pytest.mark.parametrize("target", SCHEMES)
-@pytest.mark.parametrize("source", SCHEMES)
+@over(source=SCHEMES, target=SCHEMES)
 def test_a_keyword_changes_the_scheme_for_training_from_scratch(source, target, tmp_path):
     tiny_config(source).save_pretrained(tmp_path)
     config = AutoConfig.from_pretrained(tmp_path, position_embedding_type=target)
@@ -207,8 +205,7 @@ def test_whole_numbers_are_taken_for_rates(scheme):
     assert HfRopeModel(config)
 
 
-@pytest.mark.parametrize("new", SCHEMES)
-@pytest.mark.parametrize("old", ["rotary", "deberta"])
+@over(old=["rotary", "deberta"], new=SCHEMES)
 def test_an_update_from_a_string_is_the_configuration_built_with_it(old, new):
     config = HfRopeConfig(position_embedding_type=old)
     config.update_from_string(f"position_embedding_type={new},hidden_size=48,num_attention_heads=4,is_decoder=true")

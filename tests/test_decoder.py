@@ -7,14 +7,14 @@ import torch
 from torch.nn import functional as F
 from transformers import BertTokenizer, DataCollatorForLanguageModeling, EncoderDecoderModel, Trainer, TrainingArguments
 
-from helpers import CASES, tiny_model, token_ids
+from helpers import CASES, FEW, over, refused, tiny_model, token_ids
 from hf_rope import SCHEMES, HfRopeForCausalLM, HfRopeForMaskedLM, HfRopeModel
 from hf_rope.model import relative
 from hf_rope.model.versions import CACHE
 from test_properties import (
-    COMPUTED,
     LENGTH,
     assert_same_gradients,
+    computes,
     gradients_of,
     implementations,
     padded_batch,
@@ -24,8 +24,7 @@ from test_properties import (
 
 PROMPT = 5
 CHUNKS = {"one by one": [PROMPT] + [1] * (LENGTH - PROMPT), "in pieces": [3, 7, 1, 2, 7], "at once": [LENGTH]}
-QUICK = {next(s for s in SCHEMES if SCHEMES[s].score == "content"), next(s for s in SCHEMES if SCHEMES[s].rotates)}
-COMPILED = {s: s if s in QUICK else pytest.param(s, marks=pytest.mark.slow) for s in SCHEMES}
+COMPILED = {s: s if s in FEW else pytest.param(s, marks=pytest.mark.slow) for s in SCHEMES}
 
 
 def decoder(case: str, model_class=HfRopeForCausalLM, **changes):
@@ -49,7 +48,7 @@ def close(actual, expected, case: str) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance(case))
 
 
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES)
 def test_later_tokens_change_nothing_before_them_as_declared(case):
     model, ids = decoder(case), token_ids(2, 30)
     changed, row = ids.clone(), {"use_cache": False}
@@ -63,17 +62,17 @@ def test_later_tokens_change_nothing_before_them_as_declared(case):
     assert same == model.model.position.length_independent
 
 
-@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
-@pytest.mark.parametrize(("case", "implementation"), COMPUTED)
+@over(case=CASES, implementation=["eager", "sdpa"], chunks=CHUNKS, where=computes)
 def test_decoding_with_a_cache_equals_computing_all_tokens(case, implementation, chunks):
     room = {"max_position_embeddings": 64} if case == "rotary-dynamic" else {}  # its frequencies follow longer inputs
     model, (ids, mask) = with_attention(decoder(case, **room), implementation), padded_batch()
     with torch.no_grad():
-        close(in_steps(model, ids, chunks), model(ids, use_cache=False).logits, case)
+        close(in_steps(model, ids, CHUNKS[chunks]), model(ids, use_cache=False).logits, case)
         if case != "rotary-dynamic":
             assert torch.equal(model(ids).logits, model(ids, past_key_values=None).logits)
         real = mask.bool()
-        close(in_steps(model, ids, chunks, mask)[real], model(ids, mask, use_cache=False).logits[real], case)
+        stepped = in_steps(model, ids, CHUNKS[chunks], mask)
+        close(stepped[real], model(ids, mask, use_cache=False).logits[real], case)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -85,8 +84,7 @@ def test_the_cache_keeps_half_precision_close(scheme):
     assert (stepped - full).norm() < 0.05 * full.norm()
 
 
-@pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES, cached=[False, True])
 def test_padding_on_either_side_changes_no_logits(case, cached):
     model, ids = decoder(case), token_ids(1, 12)
     with torch.no_grad():
@@ -98,7 +96,7 @@ def test_padding_on_either_side_changes_no_logits(case, cached):
                 close(out[:, left : left + 12], expected, case)
 
 
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES)
 def test_leaving_padding_out_of_a_decoder_changes_nothing(case):
     model, (ids, mask) = decoder(case, HfRopeModel), padded_batch()
     real = mask.bool()
@@ -112,8 +110,7 @@ def test_leaving_padding_out_of_a_decoder_changes_nothing(case):
     assert_same_gradients(ours, {name: expected[name] for name in ours}, tolerance(case))
 
 
-@pytest.mark.parametrize("dense", [False, True])
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES, dense=[False, True])
 def test_packed_sequences_do_not_see_each_other(case, dense):
     model, lengths = decoder(case, HfRopeModel), (7, 1, 9, 7)
     ids = token_ids(1, sum(lengths))
@@ -131,7 +128,7 @@ def test_packed_sequences_do_not_see_each_other(case, dense):
         assert_same_gradients(ours, expected, tolerance(case))
 
 
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES)
 def test_computing_few_rows_of_a_decoder_at_once_changes_nothing(case, monkeypatch):
     model, ids = decoder(case, HfRopeModel), token_ids(3, LENGTH)
     target, outputs, gradients = torch.randn(3, LENGTH, 1), [], []
@@ -145,7 +142,7 @@ def test_computing_few_rows_of_a_decoder_at_once_changes_nothing(case, monkeypat
         assert_same_gradients(gradients[few], gradients[0], tolerance(case))
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "sdpa" in implementations(case)])
+@over(case=CASES, where=lambda case: "sdpa" in implementations(case))
 def test_causal_sdpa_equals_causal_eager(case):
     model, ids = decoder(case, HfRopeModel), token_ids(2, LENGTH)
     outputs, gradients = [], []
@@ -157,10 +154,11 @@ def test_causal_sdpa_equals_causal_eager(case):
     assert_same_gradients(gradients[1], gradients[0], tolerance(case))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("scheme", [COMPILED[s] for s in SCHEMES if "flex_attention" in implementations(s)])
 def test_causal_flex_equals_causal_eager(scheme):
     torch._dynamo.reset()
-    model, (ids, mask) = decoder(scheme, HfRopeModel, use_cache=False).float(), padded_batch()
+    model, (ids, mask) = decoder(scheme, HfRopeModel, use_cache=False, num_hidden_layers=1).float(), padded_batch()
     with torch.no_grad():
         expected, ours = (
             with_attention(model, kind)(ids, mask).last_hidden_state[mask.bool()]
@@ -181,8 +179,7 @@ def generate(model, ids, mask=None, seed: int = 0, **settings) -> torch.Tensor:
     return model.generate(ids, attention_mask=mask, max_new_tokens=6, **settings)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES, way=WAYS)
 def test_generation_is_the_same_without_a_cache_in_a_batch_and_after_padding(case, way):
     room = {"max_position_embeddings": 64} if case == "rotary-dynamic" else {}
     model, settings = decoder(case, **room), WAYS[way]
@@ -251,26 +248,18 @@ def test_generation_that_starts_at_another_position(scheme):
     close(torch.cat((first.logits, second.logits), 1), expected, scheme)
 
 
-WALLED = {"learned", "tupe", "relative_key", "relative_key_query"}
-
-
-@pytest.mark.parametrize("length", [{"max_new_tokens": 61}, {"max_length": 65}])
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_generation_beyond_the_positions_is_refused_before_it_begins(scheme, length):
-    model, ids, calls = decoder(scheme), token_ids(2, 4), []
+@over(scheme=SCHEMES, limit=[("max_new_tokens", 13), ("max_length", 17)])
+def test_generation_beyond_the_positions_is_refused_before_it_begins(scheme, limit):
+    model, ids, calls, length = decoder(scheme, max_position_embeddings=16), token_ids(2, 4), [], dict([limit])
     model.model.register_forward_pre_hook(lambda *_: calls.append(1))
-    if scheme in WALLED:
-        sentence = (
-            rf"^position_embedding_type='{scheme}' has a table for 64 positions \(max_position_embeddings=64\); the "
-            r"prompt's 4 and 61 new tokens need 65: lower max_new_tokens, [^\n]*\.$"
-        )
-        with pytest.raises(ValueError, match=sentence):
-            model.generate(ids, do_sample=False, **length)
+    if model.model.position.max_length:
+        limit = (f"'{scheme}' has a table for 16 positions (max_position_embeddings=16)", "4 and 13 new tokens need 17")
+        refused(lambda: model.generate(ids, do_sample=False, **length), *limit, "lower max_new_tokens")
         assert not calls
     else:
-        assert model.generate(ids, do_sample=False, **length).shape == (2, 65)
+        assert model.generate(ids, do_sample=False, **length).shape == (2, 17)
     padded, mask = F.pad(ids, (5, 0), value=7), F.pad(torch.ones_like(ids), (5, 0))
-    assert model.generate(padded, attention_mask=mask, max_new_tokens=60).shape == (2, 69)
+    assert model.generate(padded, attention_mask=mask, max_new_tokens=12).shape == (2, 21)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -296,8 +285,7 @@ def test_loss_and_gradients_of_training_are_those_of_the_full_logits(scheme):
     torch.testing.assert_close(model(left[0], left[1], labels=left[2]).loss, alone, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@over(scheme=SCHEMES, reentrant=[True, False])
 def test_checkpointing_turns_the_cache_off_and_changes_no_gradient(scheme, reentrant):
     model, ids = decoder(scheme, hidden_dropout_prob=0.0).train(), token_ids(2, 9)
     expected = gradients_of(model, model(ids, labels=ids).loss)
@@ -325,10 +313,11 @@ def test_a_decoder_records_attentions_that_are_causal(scheme):
     assert [tuple(x.shape) for x in step.attentions] == [(2, 4, 1, 10)] * 2
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("scheme", COMPILED.values())
 def test_a_decoder_compiles_to_one_graph(scheme):
     torch._dynamo.reset()
-    model, (ids, mask) = decoder(scheme, HfRopeModel, use_cache=False), padded_batch()
+    model, (ids, mask) = decoder(scheme, HfRopeModel, use_cache=False, num_hidden_layers=1), padded_batch()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
     with torch.no_grad():
         for length in (LENGTH, LENGTH - 3):
@@ -371,7 +360,7 @@ def encoder_decoder(case: str) -> EncoderDecoderModel:
     return model
 
 
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES)
 def test_an_encoder_decoder_generates_the_same_with_a_cache_in_a_batch_and_after_padding(case):
     model, (ids, after) = encoder_decoder(case), (token_ids(2, 7), token_ids(2, 6, seed=1))
     mask, cache, logits = torch.ones_like(ids), None, []
@@ -393,8 +382,7 @@ def test_an_encoder_decoder_generates_the_same_with_a_cache_in_a_batch_and_after
         assert torch.equal(model.generate(ids[1:, :4], **settings)[0], with_cache[1])
 
 
-@pytest.mark.parametrize("reentrant", [None, True, False])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@over(scheme=SCHEMES, reentrant=[None, True, False])
 @pytest.mark.filterwarnings("ignore:Version v4.12.0 introduces:FutureWarning")
 def test_an_encoder_decoder_trains_every_parameter(scheme, reentrant):
     torch.manual_seed(0)

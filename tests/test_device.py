@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertForMaskedLM, BertModel, masking_utils
 
 from heads import HEADS
-from helpers import CASES, tiny_config
+from helpers import CASES, FEW, over, tiny_config
 from hf_rope import SCHEMES, HfRopeConfig, HfRopeForMaskedLM, HfRopeModel
 
 LAYERS = 12
@@ -72,8 +72,7 @@ BATCHES = {
 }
 
 
-@pytest.mark.parametrize("what", BATCHES)
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES, what=BATCHES)
 def test_no_forward_of_an_encoder_reads_a_value(case, what):
     model = on_meta(HfRopeModel, tiny_config(case))
     for shape in ((4, 10), (1, 10)):
@@ -81,9 +80,7 @@ def test_no_forward_of_an_encoder_reads_a_value(case, what):
         count(model, inputs_embeds=numbers(*shape, model.config.embedding_size).float(), **BATCHES[what](*shape))
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize("scheme", SCHEMES)
+@over(scheme=SCHEMES, name=HEADS, training=[False, True])
 def test_no_head_reads_a_value_with_labels_or_without(scheme, name, training):
     head = HEADS[name]
     model = on_meta(head.model_class, tiny_config(scheme, **head.config)).train(training)
@@ -95,7 +92,7 @@ def test_no_head_reads_a_value_with_labels_or_without(scheme, name, training):
             count(model, gradients=True, **given, **labels)
 
 
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES)
 def test_no_step_of_a_decoder_reads_a_value(case):
     model = on_meta(HEADS["causal-lm"].model_class, tiny_config(case, is_decoder=True))
     first = model(numbers(2, 5), attention_mask=numbers(2, 5), use_cache=True)
@@ -139,19 +136,30 @@ def native() -> dict[str, int]:
         }
 
 
+def with_scheme(scheme: str, layers: int) -> HfRopeConfig:
+    sizes = {**WIDTHS, "max_position_embeddings": 1536, "num_hidden_layers": layers}
+    return HfRopeConfig(position_embedding_type=scheme, **sizes)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_kernels_are_few_and_do_not_depend_on_the_lengths(scheme, native, record_property):
-    widths = {**WIDTHS, "max_position_embeddings": 1536}
-    config = HfRopeConfig(position_embedding_type=scheme, num_hidden_layers=LAYERS, **widths)
-    encoder, head = on_meta(HfRopeModel, config), on_meta(HfRopeForMaskedLM, config)
-    record_property("kernels of native BERT, forward and step", (native["forward"], native["step"]))
-    limit = 1.5 if SCHEMES[scheme].score == "none" else 3
+def test_the_number_of_kernels_does_not_depend_on_the_lengths(scheme):
+    encoder = on_meta(HfRopeModel, with_scheme(scheme, 1))
     for what, batch in BATCHES.items():
         shapes = [(32, 128), (128, 64)] if what == "bounds" else [(32, 128), (128, 64), (2, 1536)]
         found = {shape: count(encoder, input_ids=numbers(*shape), **batch(*shape)) for shape in shapes}
         assert len({*found.values()}) == 1, (what, found)
-        record_property(f"kernels, {what}", found[32, 128])
-        assert found[32, 128] <= limit * native["forward"], what
+
+
+@over(quick=FEW, scheme=SCHEMES)
+def test_kernels_are_few(scheme, native, record_property):
+    config = with_scheme(scheme, LAYERS)
+    encoder, head = on_meta(HfRopeModel, config), on_meta(HfRopeForMaskedLM, config)
+    record_property("kernels of native BERT, forward and step", (native["forward"], native["step"]))
+    limit = 1.5 if SCHEMES[scheme].score == "none" else 3
+    for what, batch in BATCHES.items():
+        found = count(encoder, input_ids=numbers(32, 128), **batch(32, 128))
+        record_property(f"kernels, {what}", found)
+        assert found <= limit * native["forward"], what
     inputs = {"input_ids": numbers(32, 128), "attention_mask": numbers(32, 128), "labels": numbers(32, 128)}
     steps = count(head, gradients=True, **inputs)
     record_property("kernels, masked-LM step", steps)

@@ -20,7 +20,7 @@ from transformers import AttentionInterface
 import distributed_run
 import hf_rope
 from heads import HEADS, Head
-from helpers import SIZES, tiny_model, token_ids
+from helpers import SIZES, over, tiny_model, token_ids
 from hf_rope import SCHEMES, HfRopeForCausalLM
 from hf_rope.model import modeling_hf_rope
 from hf_rope.model.configuration_hf_rope import AUTO_MAP
@@ -58,6 +58,7 @@ def launch(kind: str, folder: Path) -> dict[str, Any]:
     return results["cases"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["DDP", "FSDP2"])
 def test_two_processes_compute_and_save_what_one_does(kind, tmp_path, record_property):
     wrong = {}
@@ -93,6 +94,7 @@ def logits_difference(folder: Path, model: str) -> float:
     return difference.abs().max().item()
 
 
+@pytest.mark.full
 def test_sharded_bfloat16_is_as_exact_as_bfloat16_is(tmp_path, record_property):
     cases = launch("FSDP2 in bfloat16", tmp_path)
     for name, errors in cases.items():
@@ -116,10 +118,6 @@ def by_bounds(module, query, key, value, mask, scaling, cu_seq_lens_q, dropout=0
 
 AttentionInterface.register("by_bounds", by_bounds)
 
-LAYOUTS = [
-    *((scheme, layout) for scheme in SCHEMES for layout in ("dense", "groups")),
-    *((scheme, "bounds") for scheme in ("none", "sinusoidal", "learned", "rotary")),  # which add nothing to scores
-]
 MEAN = {"num_labels": 3, "classifier_pooling": "mean"}
 PLACED: dict[str, Head] = {
     **{name: HEADS[name] for name in ("encoder", "masked-lm", "tokens", "question-answering", "multiple-choice")},
@@ -210,8 +208,12 @@ def assert_same_on_two_devices(head: Head, scheme: str, places, batch: dict[str,
             assert difference < 1e-5 * max(1, gradient.abs().max().item()), name
 
 
-@pytest.mark.parametrize("name", PLACED)
-@pytest.mark.parametrize(("scheme", "layout"), LAYOUTS)
+def is_possible(scheme: str, layout: str, name: str) -> bool:
+    """Bounds are for what adds nothing to the scores."""
+    return layout != "bounds" or SCHEMES[scheme].score == "none"
+
+
+@over(scheme=SCHEMES, layout=["dense", "groups", "bounds"], name=PLACED, where=is_possible)
 def test_a_model_on_two_devices_computes_what_it_does_on_one(scheme, name, layout, shapes, monkeypatch):
     head, settings = PLACED[name], choose_layout(layout, monkeypatch)
     batch = {**head.batch(), **head.labels}

@@ -25,7 +25,7 @@ from transformers import (
     pipeline,
 )
 
-from helpers import SIZES, tiny_config, tiny_model
+from helpers import FEW, SIZES, over, tiny_config, tiny_model
 from hf_rope import (
     SCHEMES,
     HfRopeForCausalLM,
@@ -162,7 +162,7 @@ def test_an_evaluator_gives_the_accuracy_counted_by_hand(reviews, tokenizer, tmp
     assert found["accuracy"] == np.mean(np.array(predicted) == np.array(reviews["label"]))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@over(quick=FEW, scheme=SCHEMES)
 def test_a_lora_adapter_is_trained_saved_loaded_and_merged(scheme, encoded, batch, tokenizer, tmp_path):
     model = tiny_model(scheme, HfRopeForSequenceClassification)
     model.save_pretrained(tmp_path / "base")
@@ -238,9 +238,13 @@ def shapes(encoded, tokenizer) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [*((rows["input_ids"], rows["attention_mask"]) for rows in batches), (row, torch.ones_like(row))]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_an_exported_graph_and_onnx_runtime_take_any_batch_and_length(scheme, shapes, tmp_path, record_property):
-    model, names = Logits(tiny_model(scheme, HfRopeForMaskedLM)).eval(), ["input_ids", "attention_mask"]
+    model, names = (
+        Logits(tiny_model(scheme, HfRopeForMaskedLM, num_hidden_layers=1)).eval(),
+        ["input_ids", "attention_mask"],
+    )
     program = torch.export.export(model, shapes[0], dynamic_shapes=(DYNAMIC, DYNAMIC))
     onnx = torch.onnx.export(program, dynamo=True, input_names=names, verbose=False)
     onnx.save(tmp_path / "model.onnx")
@@ -291,7 +295,7 @@ def test_gradient_checkpointing_in_trainer_gives_the_same_losses(encoded, tokeni
     assert len({*runs[0]}) == 4
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@over(quick=FEW, scheme=SCHEMES)
 def test_bf16_in_trainer_gives_almost_the_same_losses(scheme, encoded, tokenizer, tmp_path):
     runs = []
     for half in (False, True):
@@ -316,7 +320,7 @@ def test_load_best_model_at_end_leaves_the_best_weights(encoded, tokenizer, tmp_
     assert not torch.equal(trainer.model.classifier.weight, last.classifier.weight)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@over(quick=FEW, scheme=SCHEMES)
 def test_a_flattened_batch_has_the_loss_of_a_padded_one(scheme, encoded, tokenizer, tmp_path):
     data = encoded.map(lambda row: {"labels": row["input_ids"]}, remove_columns=["attention_mask", "token_type_ids"])
     runs = []
@@ -362,6 +366,7 @@ trainer.save_model(f"{folder}/final")
 """
 
 
+@pytest.mark.full
 def test_a_training_that_was_killed_resumes_to_the_same_weights(tmp_path):
     script = tmp_path / "training.py"
     script.write_text(TRAINING)
@@ -412,6 +417,7 @@ if accelerator.is_main_process:
 """
 
 
+@pytest.mark.full
 def test_two_processes_have_the_loss_and_gradients_of_one(batch, tmp_path):
     model = tiny_model("deberta", HfRopeForSequenceClassification)
     model.save_pretrained(tmp_path)

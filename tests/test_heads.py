@@ -8,7 +8,7 @@ from transformers import Trainer, TrainingArguments
 
 import hf_rope
 from heads import BATCH, CHOICES, HEADS, LABELS, LENGTH, LOSSES, some_tokens
-from helpers import SIZES, tiny_model, token_ids
+from helpers import SIZES, over, tiny_model, token_ids
 
 LMS = ("masked-lm", "causal-lm")
 OWN_LAYERS = ("lm_head.", "classifier.", "qa_outputs.", "pooler.", "model.pooler.")
@@ -125,8 +125,7 @@ def test_hidden_states_and_attentions_of_every_layer(name):
         close(asked.hidden_states[-1], asked.last_hidden_state)
 
 
-@pytest.mark.parametrize("name", LMS)
-@pytest.mark.parametrize("scheme", hf_rope.SCHEMES)
+@over(scheme=hf_rope.SCHEMES, name=LMS)
 def test_an_lm_in_training_has_the_loss_and_gradients_of_the_full_logits(scheme, name):
     head = HEADS[name]
     model, inputs = head.build(scheme), head.batch()
@@ -149,10 +148,7 @@ class Doubled(torch.nn.Embedding):
         return 2 * super().forward(input)
 
 
-@pytest.mark.parametrize("name", LMS)
-@pytest.mark.parametrize(
-    "case", ["plain", "untied", "hook on words", "hook on decoder", "of another class", "embedded"]
-)
+@over(case=["plain", "untied", "hook on words", "hook on decoder", "of another class", "embedded"], name=LMS)
 def test_tied_weights_have_one_gradient_whatever_is_done_to_them(case, name):
     """Some tokens are the padding index, whose row takes no gradient from the look-up, and some occur twice."""
     model = HEADS[name].build(tie_word_embeddings=case != "untied")
@@ -173,8 +169,7 @@ def test_tied_weights_have_one_gradient_whatever_is_done_to_them(case, name):
     close(gradients[0], gradients[1], atol=1e-5)
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", ["masked-lm", "causal-lm", "single-label", "tokens"])
+@over(name=["masked-lm", "causal-lm", "single-label", "tokens"], training=[True, False])
 def test_num_items_in_batch_divides_the_sum(name, training):
     head = HEADS[name]
     model, inputs = head.build().train(training), {**head.batch(), **head.labels}
@@ -187,7 +182,7 @@ def test_num_items_in_batch_divides_the_sum(name, training):
     close(model(**inputs, num_items_in_batch=torch.tensor(7)).loss, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@over(quick=["masked-lm", "single-label"], name=LOSSES)
 def test_accumulated_gradients_equal_those_of_one_batch(name, tmp_path):
     head = HEADS[name]
     inputs = {**head.batch(), **head.labels}
@@ -217,8 +212,7 @@ def test_accumulated_gradients_equal_those_of_one_batch(name, tmp_path):
     close(trained[0], trained[1], atol=1e-5)
 
 
-@pytest.mark.parametrize("target", CLASSES)
-@pytest.mark.parametrize("source", CLASSES)
+@over(source=CLASSES, target=CLASSES)
 def test_heads_load_across_each_other(source, target, saved_heads):
     old, folder = saved_heads[source]
     reads = {"is_decoder": CLASSES[target].config.get("is_decoder", False)}
@@ -246,8 +240,7 @@ def saved_heads(tmp_path_factory):
     return folders
 
 
-@pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize("scheme", hf_rope.SCHEMES)
+@over(scheme=hf_rope.SCHEMES, name=HEADS)
 def test_factorised_embeddings(scheme, name):
     head = HEADS[name]
     model, inputs = head.build(scheme, embedding_size=12), head.batch()
@@ -260,9 +253,7 @@ def test_factorised_embeddings(scheme, name):
     close(model(inputs_embeds=embeds, attention_mask=inputs["attention_mask"]).to_tuple(), output.to_tuple())
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("scheme", hf_rope.SCHEMES)
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@over(scheme=hf_rope.SCHEMES, pooling=["cls", "mean"], side=["left", "right"])
 def test_classifier_pools_real_tokens_wherever_the_padding_is(scheme, pooling, side):
     model = HEADS["single-label"].build(scheme, classifier_pooling=pooling)
     ids, padding = token_ids(1, 7), torch.zeros(1, 4, dtype=torch.long)
@@ -307,9 +298,7 @@ def test_without_token_types_there_is_no_table_of_them(scheme):
     close(model(ids, token_type_ids=torch.ones_like(ids)).last_hidden_state, model(ids).last_hidden_state)
 
 
-@pytest.mark.parametrize("embedding_size", [None, 12])
-@pytest.mark.parametrize("tie", [True, False])
-@pytest.mark.parametrize("name", LMS)
+@over(name=LMS, tie=[True, False], embedding_size=[None, 12])
 def test_weights_are_tied_as_configured_also_after_save_and_load(name, tie, embedding_size, tmp_path):
     model = HEADS[name].build(tie_word_embeddings=tie, embedding_size=embedding_size)
     model.save_pretrained(tmp_path)
@@ -322,9 +311,7 @@ def test_weights_are_tied_as_configured_also_after_save_and_load(name, tie, embe
     close(loaded.eval()(ids).logits, model(ids).logits)
 
 
-@pytest.mark.parametrize("tie", [True, False])
-@pytest.mark.parametrize("size", [105, 80])
-@pytest.mark.parametrize("name", LMS)
+@over(name=LMS, size=[105, 80], tie=[True, False])
 def test_resized_embeddings_keep_the_old_tokens_and_their_logits(name, size, tie, tmp_path):
     model = HEADS[name].build(tie_word_embeddings=tie)
     ids = token_ids(2, 6) % 79 + 1

@@ -1,4 +1,4 @@
-"""The layout contract: how a batch is laid out is nobody's business. test_fuzz.py draws many; these have names."""
+"""The layout contract: how a batch is laid out is nobody's business. The fuzz draws many; these have names."""
 
 import copy
 import sys
@@ -11,13 +11,14 @@ from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import sdpa_mask
 
 from heads import HEADS, LOSSES, some_tokens
-from helpers import CASES, tiny_model, token_ids
+from helpers import CASES, FEW, over, tiny_model, token_ids
 from hf_rope import SCHEMES, HfRopeForMaskedLM, HfRopeForQuestionAnswering, HfRopeModel
 from hf_rope.model.versions import CACHE
 
 MASK = torch.tensor([[1] * 9, [1] * 6 + [0] * 3, [0] * 4 + [1] * 5])
 IDS = token_ids(3, 9)
 REAL = MASK.bool()
+WAYS = ["plain", "recorded", "dense", "accelerator"]
 FREE = [scheme for scheme in SCHEMES if SCHEMES[scheme].score == "none"]
 
 
@@ -42,8 +43,7 @@ def close(actual, expected, atol: float = 1e-5) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=atol)
 
 
-@pytest.mark.parametrize("way", ["plain", "recorded", "dense", "accelerator"])
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES, way=WAYS)
 def test_padded_rows_give_what_each_gives_alone(case, way, request):
     model = tiny_model(case, unpad_inputs=way != "dense").double()
     if way == "accelerator":
@@ -60,8 +60,7 @@ def shifted(places: torch.Tensor) -> torch.Tensor:
     return places + torch.tensor([0, 0, 4])
 
 
-@pytest.mark.parametrize("way", ["plain", "recorded", "dense", "accelerator"])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@over(scheme=SCHEMES, way=WAYS)
 def test_the_loss_of_an_answer_is_that_of_each_row_alone(scheme, way, request):
     model = tiny_model(scheme, HfRopeForQuestionAnswering, unpad_inputs=way != "dense")
     starts, ends = torch.tensor([2, 0, 1]), torch.tensor([4, 5, 4])
@@ -80,9 +79,7 @@ def test_the_loss_of_an_answer_is_that_of_each_row_alone(scheme, way, request):
     close(inside.loss, first.loss)  # the other two answers lie in padding, and count as beyond the input
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("way", ["plain", "recorded", "dense", "accelerator"])
-@pytest.mark.parametrize("name", LOSSES)
+@over(name=LOSSES, way=WAYS, training=[True, False])
 def test_what_stands_at_padding_changes_no_loss_and_no_gradient(name, way, training, request):
     """Neither its ids and types nor its labels."""
     head = HEADS[name]
@@ -107,10 +104,10 @@ def test_what_stands_at_padding_changes_no_loss_and_no_gradient(name, way, train
         close(gradients[1][key], gradient, 1e-9)
 
 
-@pytest.mark.parametrize("case", CASES)
+@over(quick=FEW, case=CASES)
 def test_a_compiled_model_takes_positions_with_gaps(case):
     torch._dynamo.reset()
-    model = tiny_model(case).double()
+    model = tiny_model(case, num_hidden_layers=1).double()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     at = torch.tensor([[0, 5, 11, 20, 33, 40]])
     with torch.no_grad():
@@ -118,8 +115,7 @@ def test_a_compiled_model_takes_positions_with_gaps(case):
     close(ours, expected, 1e-6)
 
 
-@pytest.mark.parametrize("way", ["plain", "recorded", "dense", "accelerator"])
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES, way=WAYS)
 def test_one_row_of_packed_positions_serves_the_whole_batch(case, way, request):
     model = tiny_model(case, unpad_inputs=way != "dense").double()
     if way == "accelerator":
@@ -131,8 +127,7 @@ def test_one_row_of_packed_positions_serves_the_whole_batch(case, way, request):
     close(output, torch.cat(separate, dim=1))
 
 
-@pytest.mark.parametrize("way", ["plain", "accelerator"])
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES, way=["plain", "accelerator"])
 def test_positions_of_padding_are_nobodys(case, way, request):
     """Far beyond a table, or in the middle of the tokens."""
     model = tiny_model(case).double()
@@ -148,7 +143,7 @@ def test_positions_of_padding_are_nobodys(case, way, request):
                 close(found, expected, 1e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES)
 def test_a_decoder_with_a_pooler_takes_a_cache_and_padding_on_the_left(case):
     model = tiny_model(case, is_decoder=True)
     ids, mask = IDS[2:], MASK[2:]
@@ -188,8 +183,7 @@ def test_a_setting_keeps_batches_dense(unpad, monkeypatch):
     assert (output.logits is None) == unpad
 
 
-@pytest.mark.parametrize("sparse", [None, True, False])
-@pytest.mark.parametrize("name", ["masked-lm", "causal-lm"])
+@over(name=["masked-lm", "causal-lm"], sparse=[None, True, False])
 def test_sparse_prediction_is_a_setting_that_changes_no_loss(name, sparse, no_reads):
     head = HEADS[name]
     model, inputs = head.build(sparse_prediction=sparse).train(), {**head.batch(), **head.labels}
@@ -232,10 +226,7 @@ BATCHES = {
 }
 
 
-@pytest.mark.parametrize("named", [True, False])
-@pytest.mark.parametrize("is_decoder", [False, True])
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("scheme", FREE)
+@over(scheme=FREE, batch=BATCHES, is_decoder=[False, True], named=[True, False])
 def test_a_function_that_takes_bounds_is_called_once_a_layer(scheme, batch, is_decoder, named):
     varlen = Varlen()
 
@@ -329,7 +320,7 @@ def test_a_function_that_could_not_keep_padding_apart_is_refused(scheme, no_read
             model(IDS, **inputs)
 
 
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES)
 def test_an_accelerator_computes_every_kind_of_batch_alike(case, no_reads, request):
     """Positions with gaps, of each row's own, packed; token by token what a CPU gives."""
     model = tiny_model(case).double()

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers import DynamicCache, StaticCache
 
-from helpers import CASES, tiny_config, tiny_model, token_ids
+from helpers import CASES, over, tiny_config, tiny_model, token_ids
 from hf_rope import SCHEMES, HfRopeConfig, HfRopeForCausalLM, HfRopeForMaskedLM, HfRopeModel
 from hf_rope.analysis import score_terms
 from hf_rope.convert import convert, to_native
@@ -28,8 +28,7 @@ def features(size: int, count: int, seed: int = 0) -> FavorFeatures:
     return module
 
 
-@pytest.mark.parametrize("block", [1, 3, 7, 64])
-@pytest.mark.parametrize("case", LINEAR)
+@over(case=LINEAR, block=[1, 3, 7, 64])
 def test_the_size_of_a_block_changes_nothing(case, block, monkeypatch):
     model, (ids, mask) = decoder(case, HfRopeModel), padded_batch()
     at = torch.tensor([[*range(7), *range(13)]])
@@ -47,8 +46,7 @@ def test_the_size_of_a_block_changes_nothing(case, block, monkeypatch):
     assert_same_gradients(gradients[1], gradients[0], tolerance(case))
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("name", linear_attention.FEATURE_MAPS)
+@over(name=linear_attention.FEATURE_MAPS, causal=[False, True])
 def test_gradients_are_those_of_finite_differences(name, causal, monkeypatch):
     monkeypatch.setattr(linear_attention, "BLOCK", 2)
     config = HfRopeConfig(hidden_size=4, num_attention_heads=1, attention_type="linear", feature_map=name)
@@ -66,8 +64,7 @@ def test_gradients_are_those_of_finite_differences(name, causal, monkeypatch):
     assert torch.autograd.gradcheck(attention, inputs)
 
 
-@pytest.mark.parametrize("is_decoder", [False, True])
-@pytest.mark.parametrize("case", LINEAR)
+@over(case=LINEAR, is_decoder=[False, True])
 def test_very_large_and_very_different_keys_give_no_nan_and_reach_no_other_token(case, is_decoder):
     """In float32, with keys of which one's features are e^1000 times another's."""
     model, ids = tiny_model(case, is_decoder=is_decoder, use_cache=False), token_ids(2, LENGTH)
@@ -82,7 +79,7 @@ def test_very_large_and_very_different_keys_give_no_nan_and_reach_no_other_token
         torch.testing.assert_close(outputs[torch.float].double(), outputs[torch.double], rtol=0, atol=1e-2)
 
 
-@pytest.mark.parametrize("case", LINEAR)
+@over(case=LINEAR)
 def test_gradients_at_a_fully_padded_row_are_finite(case):
     model, (ids, mask) = tiny_model(case), padded_batch()
     mask[0] = 0
@@ -192,7 +189,7 @@ def test_an_earlier_forward_keeps_its_features_for_the_backward():
     (first.sum() + second.sum()).backward()
 
 
-@pytest.mark.parametrize("case", LINEAR)
+@over(case=LINEAR)
 def test_the_decoding_state_has_a_constant_size(case):
     model, ids = decoder(case), token_ids(2, LENGTH)
     with torch.no_grad():
@@ -203,7 +200,7 @@ def test_the_decoding_state_has_a_constant_size(case):
     assert [cache.get_seq_length() for cache in (short, long)] == [1, LENGTH]
 
 
-@pytest.mark.parametrize("case", LINEAR)
+@over(case=LINEAR)
 def test_generation_with_other_caches_and_inputs(case):
     model, ids = decoder(case), token_ids(2, 5)
     expected = generate(model, ids, do_sample=False)
@@ -232,6 +229,7 @@ def test_a_state_is_repeated_and_selected_by_row():
         torch.testing.assert_close(model(ids[rows, 5:], past_key_values=cache).logits, expected[rows])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("case", "is_decoder"), [("rotary-elu", True), ("rotary-favor", False)])
 def test_compiles_to_one_graph_with_padding_and_with_packing(case, is_decoder):
     torch._dynamo.reset()

@@ -17,7 +17,7 @@ from transformers import AutoModel
 from transformers.integrations.neftune import activate_neftune
 
 from heads import HEADS, LOSSES
-from helpers import CASES, tiny_model, token_ids
+from helpers import CASES, over, tiny_model, token_ids
 from hf_rope import SCHEMES, HfRopeForMaskedLM, HfRopeForSequenceClassification, HfRopeModel
 from hf_rope.model.layout import is_observed
 
@@ -31,11 +31,9 @@ def padded_batch(rows: int = 3, length: int = 9) -> tuple[torch.Tensor, torch.Te
     return token_ids(rows, length) * mask, mask
 
 
-@pytest.mark.parametrize("types", [TYPES, None], ids=["token types", "none"])
-@pytest.mark.parametrize("place", ["memory", "disk"])
-@pytest.mark.parametrize("case", CASES)
-def test_offloaded_weights_give_the_same_outputs(case, place, types, tmp_path):
-    model = tiny_model(case)
+@over(case=CASES, place=["memory", "disk"], typed=[True, False])
+def test_offloaded_weights_give_the_same_outputs(case, place, typed, tmp_path):
+    model, types = tiny_model(case), TYPES if typed else None
     with torch.no_grad():
         expected = model(IDS, token_type_ids=types).last_hidden_state
         if place == "memory":
@@ -69,8 +67,7 @@ def test_an_adapter_on_any_layer_or_table_counts(scheme):
             torch.testing.assert_close(merged, found, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES, padded=[False, True])
 def test_hooks_see_with_and_without_gradients_what_the_module_gave(case, padded):
     model, (ids, mask) = tiny_model(case), padded_batch()
     mask = mask if padded else torch.ones_like(mask)
@@ -177,8 +174,7 @@ def loss_of(model, **inputs):
     return loss
 
 
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("scheme", SCHEMES)
+@over(scheme=SCHEMES, name=LOSSES)
 def test_functional_gradients_are_those_of_backward(scheme, name):
     head = HEADS[name]
     model = head.build(scheme).train()
@@ -191,7 +187,7 @@ def test_functional_gradients_are_those_of_backward(scheme, name):
             torch.testing.assert_close(found[key], parameter.grad, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES)
 def test_gradient_penalties_are_those_of_finite_differences(case):
     """The gradient of |gradient|^2 along a direction, with tied embeddings, in training mode."""
     model = tiny_model(case, HfRopeForMaskedLM, attn_implementation="eager").double().train()  # sdpa has no second one
@@ -223,7 +219,7 @@ def test_gradient_penalties_are_those_of_finite_differences(case):
     torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES)
 def test_gradients_a_sample_by_vmap_are_those_of_each_row(case):
     model = tiny_model(case, HfRopeForMaskedLM).double().train()
     ids = token_ids(3, 7)
@@ -236,7 +232,7 @@ def test_gradients_a_sample_by_vmap_are_those_of_each_row(case):
             torch.testing.assert_close(found[key][row], gradient, rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES)
 def test_fewer_layers_of_a_checkpoint_are_its_first_ones(case, tmp_path):
     model, (ids, mask) = tiny_model(case), padded_batch()
     model.save_pretrained(tmp_path)

@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
-from helpers import CASES, tiny_config, tiny_model, token_ids
+from helpers import CASES, FEW, over, tiny_config, tiny_model, token_ids
 from hf_rope import SCHEMES, HfRopeForMaskedLM, HfRopeForSequenceClassification, HfRopeModel
 from hf_rope.model import relative
 from hf_rope.model.modeling_hf_rope import ATTENTIONS
@@ -20,7 +20,8 @@ def implementations(case: str) -> tuple[str, ...]:
     return ATTENTIONS[config.attention_type].attn_implementations(config)
 
 
-COMPUTED = [(case, kind) for case in CASES for kind in ("eager", "sdpa") if kind in implementations(case)]
+def computes(case: str, implementation: str, *rest) -> bool:
+    return implementation in implementations(case)
 
 
 def with_attention(model: HfRopeModel, implementation: str) -> HfRopeModel:
@@ -55,7 +56,7 @@ def assert_same_gradients(ours: dict, expected: dict, atol: float = 1e-9) -> Non
         same(ours[name], gradient, rtol=1e-6, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "sdpa" in implementations(case)])
+@over(case=CASES, where=lambda case: "sdpa" in implementations(case))
 def test_sdpa_equals_eager(case):
     model = tiny_model(case).double()
     ids, mask = padded_batch()
@@ -71,7 +72,7 @@ def test_sdpa_equals_eager(case):
     assert_same_gradients(gradients[1], gradients[0], tolerance(case))
 
 
-@pytest.mark.parametrize("scheme", [case for case in SCHEMES if "flex_attention" in implementations(case)])
+@over(quick=FEW, scheme=SCHEMES, where=lambda scheme: "flex_attention" in implementations(scheme))
 def test_flex_equals_eager(scheme):
     torch._dynamo.reset()
     model, (ids, mask) = tiny_model(scheme), padded_batch()
@@ -81,7 +82,8 @@ def test_flex_equals_eager(scheme):
     torch.testing.assert_close(ours[mask.bool()], expected[mask.bool()], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("scheme", [case for case in SCHEMES if "flex_attention" in implementations(case)])
+@pytest.mark.full
+@over(scheme=SCHEMES, where=lambda scheme: "flex_attention" in implementations(scheme))
 def test_packed_equals_separate_under_flex(scheme):
     torch._dynamo.reset()
     model, lengths = tiny_model(scheme), (9, 4, 7)
@@ -93,7 +95,7 @@ def test_packed_equals_separate_under_flex(scheme):
     torch.testing.assert_close(packed, separate, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("case", "implementation"), COMPUTED)
+@over(case=CASES, implementation=["eager", "sdpa"], where=computes)
 def test_leaving_padding_out_changes_nothing(case, implementation):
     model = with_attention(tiny_model(case).double(), implementation)
     ids, mask = padded_batch()
@@ -108,8 +110,7 @@ def test_leaving_padding_out_changes_nothing(case, implementation):
     assert_same_gradients(ours, expected, tolerance(case))
 
 
-@pytest.mark.parametrize("dense", [False, True])
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES, dense=[False, True])
 def test_padding_on_either_side_changes_nothing(case, dense):
     model, ids = tiny_model(case).double(), token_ids(1, 12)
     with torch.no_grad():
@@ -121,8 +122,7 @@ def test_padding_on_either_side_changes_nothing(case, dense):
             torch.testing.assert_close(out[:, left : left + 12], expected, rtol=0, atol=tolerance(case))
 
 
-@pytest.mark.parametrize("dense", [False, True])
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES, dense=[False, True])
 def test_a_fully_padded_row_gives_no_nan(case, dense):
     ids, mask = padded_batch()
     mask[0] = 0
@@ -131,8 +131,7 @@ def test_a_fully_padded_row_gives_no_nan(case, dense):
         assert out.isfinite().all()
 
 
-@pytest.mark.parametrize("dense", [False, True])
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES, dense=[False, True])
 def test_packed_equals_separate(case, dense):
     model = tiny_model(case).double()
     lengths = (7, 1, 9, 7)
@@ -149,8 +148,7 @@ def test_packed_equals_separate(case, dense):
     torch.testing.assert_close(told, separate, rtol=0, atol=tolerance(case))
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES, stride=[1, 2])
 def test_computing_few_sequences_and_few_rows_at_once_changes_nothing(case, stride, monkeypatch):
     model, ids = tiny_model(case).double(), token_ids(5, LENGTH)
     at, target = stride * torch.arange(LENGTH)[None], torch.randn(5, LENGTH, 1)
@@ -167,7 +165,7 @@ def test_computing_few_sequences_and_few_rows_at_once_changes_nothing(case, stri
         assert_same_gradients(gradients[few], gradients[0], tolerance(case))
 
 
-@pytest.mark.parametrize(("case", "implementation"), [pair for pair in COMPUTED if pair[0] in SCHEMES])
+@over(case=SCHEMES, implementation=["eager", "sdpa"], where=computes)
 def test_four_dimensional_masks_boolean_or_additive_are_the_padding_mask(case, implementation):
     model = with_attention(tiny_model(case).double(), implementation)
     ids, mask = padded_batch()
@@ -181,8 +179,7 @@ def test_four_dimensional_masks_boolean_or_additive_are_the_padding_mask(case, i
             torch.testing.assert_close(out, expected, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("dense", [False, True])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@over(scheme=SCHEMES, dense=[False, True])
 def test_padding_does_not_count_against_the_length_limit(scheme, dense):
     model, ids = tiny_model(scheme).double(), token_ids(1, 80)
     mask = torch.ones_like(ids)
@@ -192,7 +189,7 @@ def test_padding_does_not_count_against_the_length_limit(scheme, dense):
         torch.testing.assert_close(out, model(ids[:, :50]).last_hidden_state, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES)
 def test_packing_and_padding_meet_in_one_batch(case):
     model, ids = tiny_model(case).double(), token_ids(2, 12)
     mask = torch.ones_like(ids)
@@ -205,7 +202,7 @@ def test_packing_and_padding_meet_in_one_batch(case):
             torch.testing.assert_close(out[row, start:end], alone, rtol=0, atol=tolerance(case))
 
 
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES)
 def test_shift_invariance_is_as_declared(case):
     model, ids = tiny_model(case).double(), token_ids(2, LENGTH)
     at = torch.arange(LENGTH)[None]
@@ -214,7 +211,7 @@ def test_shift_invariance_is_as_declared(case):
     assert torch.allclose(still, moved, rtol=0, atol=tolerance(case)) == model.position.shift_invariant
 
 
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES)
 def test_tokens_permuted_with_their_positions_permute_the_output(case):
     model, ids = tiny_model(case).double(), token_ids(2, LENGTH)
     order = torch.randperm(LENGTH, generator=torch.Generator().manual_seed(1))
@@ -224,7 +221,7 @@ def test_tokens_permuted_with_their_positions_permute_the_output(case):
     torch.testing.assert_close(permuted, expected, rtol=0, atol=tolerance(case))
 
 
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES)
 def test_order_matters_where_there_are_positions(case):
     model, ids = tiny_model(case).double(), token_ids(1, LENGTH)
     swapped = ids.clone()
@@ -234,8 +231,7 @@ def test_order_matters_where_there_are_positions(case):
     assert torch.allclose(*first, rtol=0, atol=tolerance(case)) == (model.position.kind == "none")
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES, reentrant=[True, False])
 def test_gradients_reach_every_parameter_and_survive_checkpointing(case, reentrant):
     model = tiny_model(case, HfRopeForMaskedLM).double().train()
     ids, mask = padded_batch()
@@ -246,16 +242,35 @@ def test_gradients_reach_every_parameter_and_survive_checkpointing(case, reentra
     assert_same_gradients(gradients_of(model, model(ids, mask, labels=labels).loss), expected)
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@over(scheme=SCHEMES, pooling=["cls", "mean"])
 def test_classifiers_leave_no_parameter_unused(scheme, pooling):
     model = tiny_model(scheme, HfRopeForSequenceClassification, classifier_pooling=pooling)
     loss = model(token_ids(3, 9), labels=torch.tensor([0, 1, 0])).loss
     assert [name for name, gradient in gradients_of(model, loss).items() if gradient is None] == []
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_dropout_of_attention_zeroes_its_share_and_scales_the_rest(scheme):
+    model = tiny_model(scheme, attn_implementation="eager", attention_probs_dropout_prob=0.25, num_hidden_layers=1)
+    ids = token_ids(4, LENGTH)
+    plain, dropped = (model.train(mode)(ids, output_attentions=True).attentions[0] for mode in (False, True))
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], plain[kept] / 0.75, rtol=1e-4, atol=1e-6)
+    assert kept.float().mean().item() == pytest.approx(0.75, abs=0.05)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_dropout_of_hidden_states_comes_after_the_embeddings_and_twice_a_layer(scheme):
+    model, seen = tiny_model(scheme, hidden_dropout_prob=0.25).train(), []
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Dropout) and not name.startswith("position"):
+            module.register_forward_hook(lambda module, args, output: seen.append((output == 0).float().mean().item()))
+    model(token_ids(4, LENGTH))
+    assert len(seen) == 1 + 2 * model.config.num_hidden_layers
+    assert seen == pytest.approx([0.25] * len(seen), abs=0.05)
+
+
+@over(case=CASES, dtype=[torch.bfloat16, torch.float16])
 def test_half_precision_stays_close_up_to_position_8191(case, dtype):
     model = tiny_model(case, max_position_embeddings=8192)
     half = copy.deepcopy(model).to(dtype)
@@ -269,10 +284,11 @@ def test_half_precision_stays_close_up_to_position_8191(case, dtype):
     assert errors["far"] < (0.05 if dtype == torch.bfloat16 else 0.01), errors
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_compiles_to_one_graph(scheme):
     torch._dynamo.reset()
-    model, (ids, mask) = tiny_model(scheme).double(), padded_batch()
+    model, (ids, mask) = tiny_model(scheme, num_hidden_layers=1).double(), padded_batch()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
     with torch.no_grad():
         for length in (LENGTH, LENGTH - 3):
@@ -298,18 +314,18 @@ def test_inductor_computes_outputs_and_gradients(scheme):
             torch.testing.assert_close(gradients[1][name], expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@over(quick=FEW, scheme=SCHEMES)
 def test_a_new_length_recompiles_once_at_most(scheme):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
-    compiled = torch.compile(tiny_model(scheme), fullgraph=True, backend=counter)
+    compiled = torch.compile(tiny_model(scheme, num_hidden_layers=1), fullgraph=True, backend=counter)
     with torch.no_grad():
         for length in (LENGTH, 17, 12, 9):
             compiled(token_ids(2, length), torch.ones(2, length, dtype=torch.long))
     assert counter.frame_count <= 2
 
 
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES)
 def test_trains_under_bfloat16_autocast(case):
     model, (ids, mask) = tiny_model(case), padded_batch()
     target = torch.randn(4, LENGTH, model.config.hidden_size)

@@ -12,7 +12,7 @@ from transformers.models.auto import modeling_auto
 
 import hf_rope
 from heads import HEADS
-from helpers import SIZES, tiny_config
+from helpers import SIZES, over, tiny_config
 from hf_rope.convert import convert
 
 TABLES = {
@@ -32,8 +32,7 @@ def test_every_auto_class_has_a_head_in_the_tests():
     assert {head.auto for head in HEADS.values()} == {*TABLES}
 
 
-@pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize("scheme", hf_rope.SCHEMES)
+@over(scheme=hf_rope.SCHEMES, name=HEADS)
 def test_auto_class_builds_saves_and_loads(scheme, name, tmp_path):
     head = HEADS[name]
     auto = getattr(transformers, head.auto)
@@ -75,10 +74,7 @@ def test_auto_tokenizer_reads_word_pieces(how, tmp_path):
     assert (tokenizer.pad_token, tokenizer.mask_token) == ("[PAD]", "[MASK]")
 
 
-@pytest.mark.parametrize("count", [None, 5])
-@pytest.mark.parametrize(
-    "name", ["masked-lm", "causal-lm", "pre-training", "single-label", "tokens", "multiple-choice"]
-)
+@over(name=["masked-lm", "causal-lm", "pre-training", "single-label", "tokens", "multiple-choice"], count=[None, 5])
 def test_label_smoothing_is_the_loss_computed_by_hand(name, count, tmp_path):
     head = HEADS[name]
     model, labels = head.build().train(), head.labels["labels"]

@@ -6,7 +6,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from helpers import CASES, tiny_config, tiny_model, token_ids
+from helpers import CASES, over, tiny_config, tiny_model, token_ids
 from hf_rope import SCHEMES
 
 ORIGINAL = 24
@@ -71,7 +71,7 @@ def test_a_long_call_leaves_nothing_behind(rope_type):
     )
 
 
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES)
 def test_a_long_call_leaves_nothing_behind_under_any_scheme(case):
     assert_independent_of_earlier_calls(tiny_model(case), 6, 60, 30)
 

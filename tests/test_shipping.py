@@ -17,7 +17,7 @@ from transformers.dynamic_module_utils import get_relative_import_files, get_rel
 
 import hf_rope
 from heads import HEADS
-from helpers import CASES, tiny_config, token_ids
+from helpers import CASES, FEW, over, tiny_config, token_ids
 from hf_rope.model.configuration_hf_rope import AUTO_MAP
 
 FOLDER = Path(hf_rope.__file__).parent / "model"
@@ -49,6 +49,7 @@ def test_what_transformers_copies_is_exactly_the_folder():
     assert (FOLDER / "__init__.py").read_text() == ""
 
 
+@pytest.mark.full
 def test_an_older_transformers_is_refused_and_the_oldest_is_the_same_everywhere():
     """Attention of transformers before 5.14 would leave a position_bias out, without a word."""
     lowest = re.search(r'"transformers>=([\d.]+),', (FOLDER.parents[1] / "pyproject.toml").read_text())[1]
@@ -105,8 +106,7 @@ def test_the_auto_map_names_a_class_for_every_head():
         )
 
 
-@pytest.mark.parametrize("name", CLASSES.values())
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES, name=CLASSES.values())
 def test_every_tensor_of_a_model_is_saved(case, name):
     model = HEADS[name].build(case)
     for path, module in model.named_modules():
@@ -203,7 +203,7 @@ def row(source, head: str, *, trust: bool = True, resave=None, **settings) -> di
     }
 
 
-@pytest.mark.parametrize("where", ["folder", "hub cache"])
+@pytest.mark.parametrize("where", [pytest.param("folder", marks=pytest.mark.full), "hub cache"])
 def test_without_the_package_every_head_of_every_scheme_loads_by_the_code_it_carries(where, tmp_path, pushed):
     rows, models = [], []
     for scheme in hf_rope.SCHEMES:
@@ -232,6 +232,7 @@ def test_without_the_package_every_head_of_every_scheme_loads_by_the_code_it_car
         check(asked, model, result, "transformers_modules.")
 
 
+@pytest.mark.full
 def test_without_the_package_a_masked_lm_checkpoint_loads_under_every_other_head(tmp_path):
     rows, models = [], []
     for scheme in hf_rope.SCHEMES:
@@ -248,6 +249,7 @@ def test_without_the_package_a_masked_lm_checkpoint_loads_under_every_other_head
         close(result["encoded"], model(**HEADS["encoder"].batch()).last_hidden_state)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("package", ["present", "late"])
 def test_with_the_package_trust_on_and_off_agree(package, tmp_path):
     rows, models = [], []
@@ -284,8 +286,7 @@ def check(asked: dict, model, result: dict, module: str) -> None:
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES, dtype=DTYPES)
 def test_loading_through_the_meta_device_changes_nothing(case, dtype, tmp_path):
     model, inputs = HEADS["masked-lm"].build(case), HEADS["masked-lm"].batch()
     model.save_pretrained(tmp_path)
@@ -300,7 +301,7 @@ def test_loading_through_the_meta_device_changes_nothing(case, dtype, tmp_path):
     close(again(**inputs).logits, loaded(**inputs).logits)
 
 
-@pytest.mark.parametrize("scheme", hf_rope.SCHEMES)
+@over(quick=FEW, scheme=hf_rope.SCHEMES)
 def test_a_resumed_training_equals_the_uninterrupted_one(scheme, tmp_path):
     ids = token_ids(16, 8)
     rows = [{"input_ids": row, "labels": torch.where(torch.arange(8) % 3 == 0, row, -100)} for row in ids]

@@ -1,8 +1,4 @@
-"""A small Hub on loopback: keeps what huggingface_hub's client pushes to it, in memory, and serves it again.
-
-It speaks the client's protocol: the text of a commit is sent with it, binary files go to the large-file storage before,
-and a download of them is redirected to that storage, which stands on another host. Every commit is kept.
-"""
+"""A small Hub on loopback: keeps what huggingface_hub's client pushes to it, in memory, and serves it again."""
 
 import base64
 import hashlib

@@ -1,0 +1,81 @@
+"""Tiny text, tokenizers and checkpoints, and functions that run a script on them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, BertConfig, BertModel
+
+import pretrain_mlm
+import train_tokenizer
+from hf_rope import HfRopeConfig, HfRopeForMaskedLM
+from scripts import EXAMPLES, STEPS, TINY, run_script
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """Text of each kind and a tokenizer."""
+    folder = tmp_path_factory.mktemp("examples")
+    books = (EXAMPLES / "data/books/train.txt").read_text().splitlines()
+    reviews = (EXAMPLES / "data/reviews/train.jsonl").read_text().splitlines()
+    (folder / "books.txt").write_text("\n".join(books[:60]))
+    (folder / "reviews.jsonl").write_text("\n".join(reviews[:100]))
+    pairs = ["first,second,label", *(f"{a},{b},{('other', 'same')[a == b]}" for a in "abcd" for b in "abc")]
+    (folder / "pairs.csv").write_text("\n".join(pairs))
+    (folder / "one_class.csv").write_text("text,label\na,1\nb,1\n")
+    (folder / "new_class.csv").write_text("text,label\na,7\n")
+    (folder / "empty.txt").write_text(" \n")
+    (folder / "book.pdf").write_text("text")
+    (folder / "broken.json").write_text('{"text": ')
+    train_tokenizer.train_tokenizer(books[:60], 300).save_pretrained(folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture
+def pretrain(folder, monkeypatch):
+    """Runs pretrain_mlm.py; further arguments come last and so win."""
+
+    def run(output: Path, *arguments) -> None:
+        files = ["--train_file", folder / "books.txt", "--validation_file", folder / "reviews.jsonl"]
+        sizes = ["--tokenizer", folder / "tokenizer", "--block_size", 32, "--config_overrides", json.dumps(TINY)]
+        run_script(pretrain_mlm, monkeypatch, *files, *sizes, *STEPS, "--output_dir", output, *arguments)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def bert(folder) -> Path:
+    """A native checkpoint with its tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=len(tokenizer), **TINY)).save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    return folder / "bert"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(folder) -> Path:
+    """A tiny pre-trained rotary encoder with its tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    torch.manual_seed(0)
+    HfRopeForMaskedLM(HfRopeConfig(vocab_size=len(tokenizer), **TINY)).save_pretrained(folder / "checkpoint")
+    tokenizer.save_pretrained(folder / "checkpoint")
+    return folder / "checkpoint"
+
+
+@pytest.fixture
+def finetune(checkpoint, tmp_path, monkeypatch):
+    """Runs a fine-tuning script on rows; further arguments come last and so win. Returns its results.json."""
+
+    def run(script, rows: list[dict], *arguments, validation: list[dict] | None = None) -> dict:
+        files = []
+        for split, part in {"train": rows, "validation": validation or rows, "test": rows}.items():
+            path = tmp_path / f"{split}.jsonl"
+            path.write_text("\n".join(map(json.dumps, part)))
+            files += [f"--{split}_file", path]
+        steps = ["--model", checkpoint, "--output_dir", tmp_path / "out", "--max_steps", 2]
+        run_script(script, monkeypatch, *files, *steps, *arguments)
+        return json.loads((tmp_path / "out/results.json").read_text())
+
+    return run
