@@ -11,11 +11,11 @@ demo: $(INSTALLED)
 
 # One thread a worker: two torch processes that each take both cores slow each other down.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "not slow and not full"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "not slow and not full and not gpu"
 
 # Those of `make test`, and every combination and launch that it leaves out.
 test-full: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "not slow and not gpu"
 
 test-slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow
@@ -54,7 +54,7 @@ versions-lowest versions-newest:
 	$(VENV)/$@/bin/uv pip install --python $(VENV)/$@/bin/python --resolution $(RESOLUTION) --editable ".[tests]" \
 		$(addprefix torch==,$(TORCH)) $(addprefix transformers==,$(TRANSFORMERS))
 	$(VENV)/$@/bin/python -m pip list | grep -E "^(transformers|huggingface_hub|tokenizers|torch) "
-	OMP_NUM_THREADS=1 $(VENV)/$@/bin/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV)/$@/bin/python -m pytest -n 2 -m "not slow and not gpu"
 
 # The wheel and the source distribution, each installed alone in an environment of its own and tried there.
 build: $(INSTALLED)

@@ -12,7 +12,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from typer.testing import CliRunner
 
 import reference
-from helpers import CASES, SIZES, tiny_config, tiny_model, token_ids
+from helpers import CASES, SIZES, over, tiny_config, tiny_model, token_ids
 from hf_rope import HfRopeForMaskedLM, HfRopeModel
 from hf_rope.analysis import (
     TERMS,
@@ -223,7 +223,7 @@ def run(*arguments, **options):
     return CliRunner().invoke(app, ["inspect", *map(str, arguments)], **options)
 
 
-@pytest.mark.parametrize("case", ["learned", "deberta", "rotary", "shaw"])
+@over(case=["learned", "deberta", "rotary", "shaw"], quick=["deberta"])
 def test_the_command_writes_pictures_arrays_and_tables(case, save, tmp_path):
     folder, output = save(tiny_model(case, HfRopeForMaskedLM)), tmp_path / "out"
     for _ in range(2):

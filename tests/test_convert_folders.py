@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules
 
 import hf_rope
-from helpers import tiny_model
+from helpers import over, tiny_model
 from hf_rope.convert import convert
 from native_models import (
     FAMILIES,
@@ -44,7 +44,7 @@ def test_a_folder_converts_as_the_model_does(name, tmp_path):
         assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@over(name=FAMILIES, quick=["bert"])
 def test_every_tensor_matters_or_is_named(name, tmp_path):
     """Adds to one tensor of the folder after the other; the conversion changes, or the report names the tensor."""
     native(name, MASKED).save_pretrained(tmp_path)
@@ -174,6 +174,7 @@ def embed(folder) -> torch.Tensor:
     return torch.load(out)
 
 
+@pytest.mark.full
 def test_a_sentence_transformer_gives_the_same_embeddings(source, sentences, tmp_path):
     result = command(source, tmp_path / "target", "--check")
     assert result.exit_code == 0, result.output
@@ -183,6 +184,7 @@ def test_a_sentence_transformer_gives_the_same_embeddings(source, sentences, tmp
     torch.testing.assert_close(found, sentences, rtol=0, atol=1e-6)
 
 
+@pytest.mark.full
 def test_a_sentence_transformer_goes_back_with_its_files(source, sentences, tmp_path):
     assert command(source, tmp_path / "ours", "--position", "learned").exit_code == 0
     result = command(tmp_path / "ours", tmp_path / "target", "--check", name="to-native")

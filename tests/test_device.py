@@ -103,8 +103,7 @@ def test_no_step_of_a_decoder_reads_a_value(case):
     assert third.logits.shape == (2, 2, model.config.vocab_size)
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("case", CASES)
+@over(case=CASES, training=[False, True])
 def test_what_goes_to_a_kernel_begins_where_it_can_read(case, training, monkeypatch):
     """A term that is a view into other numbers begins at an address that kernels for GPUs stop at."""
     monkeypatch.undo()  # without a mask transformers reads nothing

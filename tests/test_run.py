@@ -153,12 +153,14 @@ def test_no_script_is_one_sentence_and_an_exit_code(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (1, "", sentence)
 
 
+@pytest.mark.full
 def test_workers_share_the_scripts_own_classes_and_functions(tmp_path):
     done = launch("-m", "hf_rope.run", write(tmp_path / "script.py", WORKERS), folder=tmp_path)
     batches = ["0 1 __main__", "4 9 __main__", "0 1 __mp_main__", "4 9 __mp_main__"]
     assert done.stdout.splitlines() == [*batches, "0 1 4 9"], done.stderr
 
 
+@pytest.mark.full
 def test_the_commands_of_the_documentation_run_as_pasted(report, tmp_path):
     """With scripts of these names that say what they see; one command is under `accelerate launch`."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -138,7 +138,8 @@ class LayerRotary(LayerPosition):
         """(B,H,L,E) -> (B,H,L,E): the first 2 * rotations.shape[-1] components rotated, the rest as they were."""
         rotation, whole = rotations[0], x.shape[-1]
         size = 2 * rotation.shape[-1]
-        part = (x if size == whole else x[..., :size]).to(rotation.dtype.to_real())
+        precision = rotation.dtype.to_real() if rotation.is_complex() else rotation.dtype
+        part = (x if size == whole else x[..., :size]).to(precision)
         if rotation.is_complex() and not self.halves:  # one product of complex numbers, a pair each
             rotated = torch.view_as_real(torch.view_as_complex(part.unflatten(-1, (-1, 2))) * rotation)
         else:
