@@ -25,6 +25,8 @@ FOLDERS = {
     "tests": {"tests"},
 }
 """The folders with code, and the extras that may bring what each imports."""
+OTHER_NAMES = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
+"""Distributions that are not called as what they bring is."""
 METADATA = importlib.metadata.metadata("hf-rope")
 SUPPORTED = SpecifierSet(METADATA["Requires-Python"])
 PYTHONS = re.findall(r"Python :: (3\.\d+)", "\n".join(METADATA.get_all("Classifier")))
@@ -106,10 +108,8 @@ def imports(folder: str) -> set[str]:
 def test_all_that_is_imported_is_declared(folder):
     own = {name for top in FOLDERS for path in (ROOT / top).rglob("*.py") for name in (path.stem, path.parent.name)}
     others = imports(folder) - sys.stdlib_module_names - own
-    distributions = importlib.metadata.packages_distributions()
-    declared = requirements(FOLDERS[folder])
     assert others
-    assert {name for name in others if not declared & {*map(normal, distributions.get(name, []))}} == set()
+    assert {normal(OTHER_NAMES.get(name, name)) for name in others} <= requirements(FOLDERS[folder])
 
 
 def modules(code: str) -> set[str]:
@@ -123,7 +123,6 @@ def test_the_import_brings_no_package_that_transformers_bert_does_not():
     ours = modules("import hf_rope")
     assert "torch" in native
     assert ours - native == {"hf_rope"}
-    assert not ours & {"datasets", "evaluate", "matplotlib", "rich", "typer"}
 
 
 def test_the_pythons_that_are_claimed_are_those_allowed():
@@ -141,7 +140,7 @@ def test_workflows_call_make_targets_that_exist_and_run_every_python():
         for row in job.get("strategy", {}).get("matrix", {}).get("include", [])
     ]
     called = {target for step in steps for target in re.findall(r"^make ([\w-]+)$", step.get("run", ""))}
-    targets = set(re.findall(r"^([\w-]+)(?= .*:|:)", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert "build" in called
     assert called | {row["target"] for row in rows} <= targets
     fixed = {step.get("with", {}).get("python-version", "") for step in steps}
