@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted(ROOT.glob("docs/*.md"))]
 RUN = ("python", "bash")
 """The languages whose blocks are run, or say why not."""
 READ = ("text", "yaml", "bibtex", "{toctree}", "{eval-rst}")
