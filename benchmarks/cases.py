@@ -1,13 +1,15 @@
 """What is compared with what; where the weights can be copied, the outputs are checked equal first."""
 
+import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import BertWordPieceTokenizer
+from torch import nn
 from transformers import PreTrainedModel
 
 import hf_rope
@@ -15,7 +17,8 @@ from hf_rope.convert.check import difference
 from hf_rope.convert.weights import HEADS
 
 from . import native
-from .floor import Floor
+from .floor import Floor, products, sdpa
+from .precision import PRECISIONS, Precision, Run
 
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 SMALL = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
@@ -25,13 +28,13 @@ VOCABULARY = 30522
 
 @dataclass
 class Case:
-    """One row of the table."""
+    """A row of the table for each of the others; the goals of each are by precision."""
 
     group: str
     name: str
-    ours: Callable[[], object]
-    others: dict[str, Callable[[], object]]
-    goals: dict[str, float] = field(default_factory=dict)
+    ours: Run
+    others: dict[str, Run]
+    goals: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
 
 def full(batch: int, length: int) -> dict[str, torch.Tensor]:
@@ -75,112 +78,111 @@ def check_equal(theirs: PreTrainedModel, ours: PreTrainedModel, batch: dict[str,
         torch.testing.assert_close(ours(**batch)[0][kept], theirs(**batch)[0][kept], rtol=0, atol=1e-4)
 
 
-def forward(model: torch.nn.Module, *arguments, **inputs) -> Callable[[], object]:
-    def run():
-        with torch.no_grad():
-            return model(*arguments, **inputs)
-
-    return run
-
-
-def step(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> Callable[[], object]:
-    """Forward, backward and AdamW (fused, Trainer's default) of a masked-LM step, 15% of real tokens labelled."""
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
-    ids = batch["input_ids"]
-    chosen = (torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.15) & (ids > 0)
-    inputs = {**batch, "labels": ids.where(chosen, torch.tensor(-100))}
-
-    def run():
-        optimizer.zero_grad()
-        loss = model(**inputs).loss
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    return run
+def checked(how: Precision, pair: tuple, batch: dict[str, torch.Tensor]) -> tuple[nn.Module, nn.Module]:
+    """A native model and ours, found equal in float32 and made ready for a precision."""
+    check_equal(*pair, batch)
+    theirs, ours = map(how.prepare, pair)
+    return theirs, ours
 
 
-def floor(batch: int, length: int) -> Callable[[], object]:
-    return forward(Floor(12, 768, 12, 3072).eval(), torch.randn(batch, length, 768))
+def floors(how: Precision, batch: int, length: int) -> dict[str, Run]:
+    """What an encoder of base width needs at the least, with either kind of attention."""
+    x = torch.randn(batch, length, 768)
+    kinds = {"floor, sdpa": sdpa, "floor, products": products}
+    return {name: how.forward(how.prepare(Floor(12, 768, 12, 3072, kind).eval()), x) for name, kind in kinds.items()}
 
 
-def rotary_forward() -> Iterator[Case]:
-    theirs, ours = native.pair("RoFormer", **BASE, max_position_embeddings=1536)
-    goals = {(8, 128): 1.05, (4, 512): 1.40, (1, 1536): 1.80}
-    for (batch, length), goal in goals.items():
-        inputs = full(batch, length)
-        check_equal(theirs, ours, inputs)
-        others = {"RoFormer": forward(theirs, **inputs), "floor": floor(batch, length)}
-        yield Case("rotary", f"{batch}x{length}", forward(ours, **inputs), others, {"RoFormer": goal, "floor": 0.95})
+def rotary_forward(how: Precision) -> Iterator[Case]:
+    sizes = {**BASE, "max_position_embeddings": 1536}
+    theirs, ours = checked(how, native.pair("RoFormer", **sizes), full(1, 16))
+    bert = how.prepare(native.build("Bert", "Model", "sdpa", **sizes))
+    learned = how.prepare(scheme_model("learned", max_position_embeddings=1536))
+    wanted = {
+        (8, 128): (0.95, 1.05, 0.93, 1.0),
+        (4, 512): (0.95, 1.40, 0.95, 1.05),
+        (1, 1536): (0.95, 1.80, 0.95, 1.05),
+    }
+    for shape, (floor, roformer, floor_16, native_16) in wanted.items():
+        inputs, work = full(*shape), f"{shape[0]}x{shape[1]}"
+        others = floors(how, *shape)
+        goals = {name: {"float32": floor, "bfloat16": floor_16} for name in others}
+        goals |= {"RoFormer": {"float32": roformer, "bfloat16": native_16}, "BERT sdpa": {"bfloat16": native_16}}
+        others |= {"RoFormer": how.forward(theirs, **inputs), "BERT sdpa": how.forward(bert, **inputs)}
+        yield Case("rotary", work, how.forward(ours, **inputs), others, goals)
+        yield Case("learned", work, how.forward(learned, **inputs), others, goals | {"RoFormer": {}})
 
 
-def real_batches(pairs: Path | None) -> Iterator[Case]:
-    theirs, ours = native.pair("RoFormer", **BASE)
-    sources = {"reviews": [row["text"] for row in read(TEXTS)]}
+def real_batches(how: Precision, pairs: Path | None) -> Iterator[Case]:
+    theirs, ours = checked(how, native.pair("RoFormer", **BASE), full(1, 16))
+    bert = how.prepare(native.build("Bert", "Model", "sdpa", **BASE))
+    sources = {"reviews": next(real([row["text"] for row in read(TEXTS)]))}
     if pairs is not None:
-        sources["pairs"] = [(row["sentence1"], row["sentence2"]) for row in read(pairs)]
-    for name, texts in sources.items():
-        inputs = next(real(texts))
-        check_equal(theirs, ours, inputs)
-        label = f"32 {name}, {share(inputs):.0%} real"
-        goals = {"RoFormer": 0.95 / share(inputs)}
-        yield Case("real", label, forward(ours, **inputs), {"RoFormer": forward(theirs, **inputs)}, goals)
+        sources["pairs"] = next(real([(row["sentence1"], row["sentence2"]) for row in read(pairs)]))
+    batches = {f"32 {name}": inputs for name, inputs in sources.items()} | {"16x128 half": half(16, 128)}
+    for name, inputs in batches.items():
+        others = {"RoFormer": how.forward(theirs, **inputs), "BERT sdpa": how.forward(bert, **inputs)}
+        goal = {"float32": 0.95 / share(inputs), "bfloat16": 0.9 / share(inputs)}
+        goals = {"RoFormer": goal, "BERT sdpa": {"bfloat16": goal["bfloat16"]}}
+        yield Case("rotary", f"{name}, {share(inputs):.0%} real", how.forward(ours, **inputs), others, goals)
 
 
-def steps() -> Iterator[Case]:
-    for size, shape, goals in (("small", (16, 256), (3.4, 5.0)), ("base", (8, 128), (1.6, 2.9))):
-        for kind, make, goal in zip(("full", "half real"), (full, half), goals, strict=True):
+def steps(how: Precision) -> Iterator[Case]:
+    rows = {"small": (SMALL, (16, 256), (3.4, 5.0), (2.0, 3.5)), "base": (BASE, (8, 128), (1.6, 2.9), (1.25, 2.2))}
+    for size, (sizes, shape, *wanted) in rows.items():
+        for kind, make, goal, goal_16 in zip(("full", "half real"), (full, half), *wanted, strict=True):
             torch.manual_seed(0)
-            theirs, ours = native.pair("RoFormer", "ForMaskedLM", **(SMALL if size == "small" else BASE))
             inputs = make(*shape)
-            check_equal(theirs, ours, inputs)
-            yield Case(
-                "step",
-                f"{size} {shape[0]}x{shape[1]} {kind}",
-                step(ours, inputs),
-                {"RoFormer": step(theirs, inputs)},
-                {"RoFormer": goal},
-            )
+            theirs, ours = checked(how, native.pair("RoFormer", "ForMaskedLM", **sizes), inputs)
+            goals = {"RoFormer": {"float32": goal, "autocast": goal_16}}
+            others = {"RoFormer": how.step(theirs, inputs)}
+            if size == "base":
+                others["BERT sdpa"] = how.step(
+                    how.prepare(native.build("Bert", "ForMaskedLM", "sdpa", **sizes)), inputs
+                )
+                goals["BERT sdpa"] = {"autocast": goal_16}
+            yield Case("rotary", f"step, {size} {shape[0]}x{shape[1]} {kind}", how.step(ours, inputs), others, goals)
 
 
-def learned_forward() -> Iterator[Case]:
-    theirs, ours = native.pair("Bert", **BASE, attn_implementation="sdpa")
+def learned_forward(how: Precision) -> Iterator[Case]:
+    pair = native.pair("Bert", **BASE, attn_implementation="sdpa")
+    theirs, ours = checked(how, pair, half(4, 512))
     for kind, make, goal in (("full", full, 1.0), ("half real", half, 1.8)):
         inputs = make(4, 512)
-        check_equal(theirs, ours, inputs)
-        others = {"BERT sdpa": forward(theirs, **inputs)}
-        yield Case("learned", f"4x512 {kind}", forward(ours, **inputs), others, {"BERT sdpa": goal})
+        others = {"BERT sdpa": how.forward(theirs, **inputs)}
+        goals = {"BERT sdpa": {"float32": goal}}
+        yield Case("learned", f"4x512 {kind}", how.forward(ours, **inputs), others, goals)
 
 
-def relative_forward() -> Iterator[Case]:
+def relative_forward(how: Precision) -> Iterator[Case]:
     deberta: dict[str, Any] = {"position_buckets": 256, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
     deberta["pos_att_type"] = ["c2p", "p2c"]
     rows = {
-        "deberta": (lambda: native.deberta_v2(**BASE, **deberta), "DeBERTa-v2", (1.9, 2.5)),
-        "t5": (lambda: native.pair("MPNet", **BASE, max_position_embeddings=1540), "MPNet", (1.4, 1.9)),
+        "deberta": (lambda: native.deberta_v2(**BASE, **deberta), "DeBERTa-v2", (1.9, 2.5), (2.0, 2.5)),
+        "t5": (lambda: native.pair("MPNet", **BASE, max_position_embeddings=1540), "MPNet", (1.4, 1.9), (None, None)),
     }
-    for scheme, (build, name, goals) in rows.items():
-        theirs, ours = build()
-        for shape, goal in zip(((4, 512), (1, 1536)), goals, strict=True):
-            inputs = full(*shape)
+    for scheme, (build, name, *wanted) in rows.items():
+        batches = [full(*shape) for shape in ((4, 512), (1, 1536))]
+        for inputs in batches:
             inputs["input_ids"].clamp_(min=2)  # MPNet reads 1 as padding
-            check_equal(theirs, ours, inputs)
-            others = {name: forward(theirs, **inputs)}
-            yield Case(scheme, f"{shape[0]}x{shape[1]}", forward(ours, **inputs), others, {name: goal})
+        theirs, ours = checked(how, build(), batches[0])
+        for inputs, goal, goal_16 in zip(batches, *wanted, strict=True):
+            others = {name: how.forward(theirs, **inputs)}
+            work = "x".join(map(str, inputs["input_ids"].shape))
+            goals = {name: {"float32": goal, "bfloat16": goal_16}}
+            yield Case(scheme, work, how.forward(ours, **inputs), others, goals)
 
 
-def modern_forward() -> Iterator[Case]:
+def modern_forward(how: Precision) -> Iterator[Case]:
     """Gated feed-forwards of two thirds of the size cost what ours does; their weights have no place in ours."""
     sizes = {**BASE, "intermediate_size": 2048, "vocab_size": VOCABULARY, "pad_token_id": 0}
-    modern = native.build("ModernBert", "Model", "sdpa", **sizes, global_attn_every_n_layers=1)
-    nomic = native.build("NomicBert", "Model", "sdpa", **sizes)
-    ours = scheme_model("rotary")
-    for kind, make, goals in (("full", full, (1.15, 1.04)), ("half real", half, (2.1, 1.9))):
+    modern = how.prepare(native.build("ModernBert", "Model", "sdpa", **sizes, global_attn_every_n_layers=1))
+    nomic = how.prepare(native.build("NomicBert", "Model", "sdpa", **sizes))
+    ours = how.prepare(scheme_model("rotary"))
+    for kind, make, wanted in (("full", full, (1.15, 1.04)), ("half real", half, (2.1, 1.9))):
         inputs = make(4, 512)
-        others = {"ModernBERT": forward(modern, **inputs), "NomicBERT": forward(nomic, **inputs)}
-        goal = dict(zip(others, goals, strict=True))
-        yield Case("rotary", f"4x512 {kind}, equal FLOPs", forward(ours, **inputs), others, goal)
+        others = {"ModernBERT": how.forward(modern, **inputs), "NomicBERT": how.forward(nomic, **inputs)}
+        goals = {name: {"float32": goal} for name, goal in zip(others, wanted, strict=True)}
+        yield Case("rotary", f"4x512 {kind}, equal FLOPs", how.forward(ours, **inputs), others, goals)
 
 
 CONVERTED: dict[str, dict[str, Any]] = {
@@ -197,7 +199,7 @@ CONVERTED: dict[str, dict[str, Any]] = {
 }
 
 
-def converted() -> Iterator[Case]:
+def converted(how: Precision) -> Iterator[Case]:
     """Every source and head at small width; the row's name says how far the outputs are apart."""
     for family, settings in CONVERTED.items():
         for head in HEADS:
@@ -210,7 +212,8 @@ def converted() -> Iterator[Case]:
             if head == "ForMultipleChoice":
                 inputs = {key: ids.unflatten(0, (2, 2)) for key, ids in inputs.items()}
             name = f"{family}{head}, within {difference(theirs, ours, inputs)[0]:.1e}"
-            yield Case("convert", name, forward(ours, **inputs), {"its source": forward(theirs, **inputs)})
+            theirs, ours = map(how.prepare, (theirs, ours))
+            yield Case("convert", name, how.forward(ours, **inputs), {"its source": how.forward(theirs, **inputs)})
 
 
 def scheme_model(scheme: str, attn_implementation: str | None = None, **changes) -> PreTrainedModel:
@@ -221,27 +224,40 @@ def scheme_model(scheme: str, attn_implementation: str | None = None, **changes)
 COSTS = {"learned": 1.01, "sinusoidal": 1.01, "rotary": 1.02, "alibi": 1.06, "t5": 1.06, "tupe": 1.06}
 COSTS |= {"relative_key": 1.2, "shaw (keys only)": 1.2, "relative_key_query": 1.4, "transformer_xl": 1.4}
 COSTS |= {"deberta": 1.4, "shaw": 1.6}
+COSTS_IN_BFLOAT16 = {"deberta": 1.35}
 
 
-def scheme_costs() -> Iterator[Case]:
+def scheme_costs(how: Precision) -> Iterator[Case]:
     """Each scheme's forward over that of `none`: "ours" is `none` here, so that the ratio is the cost."""
     inputs = full(4, 512)
-    control = forward(scheme_model("none"), **inputs)
+    control = how.forward(how.prepare(scheme_model("none")), **inputs)
     for name in [*hf_rope.SCHEMES, "shaw (keys only)"]:
         if name == "none":
             continue
         options = {"position_options": {"relative_values": False}} if "keys" in name else {}
-        model = scheme_model(name.split(" ")[0], **options)
-        yield Case("cost over none", name, control, {name: forward(model, **inputs)}, {name: COSTS.get(name, 1.4)})
+        model = how.prepare(scheme_model(name.split(" ")[0], **options))
+        goals = {name: {"float32": COSTS.get(name, 1.4), "bfloat16": COSTS_IN_BFLOAT16.get(name, COSTS.get(name, 1.4))}}
+        yield Case("cost over none", name, control, {name: how.forward(model, **inputs)}, goals)
 
 
-def lengths(longest: int) -> Iterator[Case]:
-    theirs, ours = native.pair("RoFormer", **BASE, max_position_embeddings=longest)
+def lengths(how: Precision, longest: int) -> Iterator[Case]:
+    theirs, ours = map(how.prepare, native.pair("RoFormer", **BASE, max_position_embeddings=longest))
     length = 128
     while length <= longest:
         inputs = full(1, length)
-        yield Case("length", str(length), forward(ours, **inputs), {"RoFormer": forward(theirs, **inputs)})
+        yield Case("length", str(length), how.forward(ours, **inputs), {"RoFormer": how.forward(theirs, **inputs)})
         length *= 2
+
+
+def int8_forward(how: Precision) -> Iterator[Case]:
+    """A model beside itself in float32."""
+    ours, inputs = scheme_model("rotary"), full(8, 128)
+    others = {"itself in float32": forward(copy.deepcopy(ours), **inputs)}
+    goals = {"itself in float32": {"int8": 2.0}}
+    yield Case("rotary", "8x128", how.forward(how.prepare(ours), **inputs), others, goals)
+
+
+forward = PRECISIONS["float32"].forward
 
 
 def memory_work(which: str, length: int, layers: int = 12, *, warm: bool) -> None:

@@ -13,6 +13,7 @@ import transformers
 from packaging import version
 from transformers import AttentionInterface, Trainer, TrainingArguments, masking_utils
 
+from benchmarks.gpu import varlen
 from heads import HEADS, LOSSES
 from helpers import CASES, tiny_config, tiny_model, token_ids
 from hf_rope import SCHEMES, HfRopeForMaskedLM
@@ -230,16 +231,6 @@ def test_flex_attention_equals_eager(scheme, decoder):
             model.set_attn_implementation(kind)
             outputs.append(real(model(IDS.to(DEVICE), MASK.to(DEVICE)).last_hidden_state, BATCHES["padded"]))
     assert error(outputs[1], outputs[0]) < 1e-3
-
-
-def varlen(
-    module, query, key, value, attention_mask, *, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, **kw
-):
-    """PyTorch's own entrance to the flash kernel for packed sequences: (1, H, T, E) -> (1, T, H, E)."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    rows = [x[0].transpose(0, 1).contiguous() for x in (query, key, value)]
-    return varlen_attn(*rows, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)[None], None
 
 
 @cuda_only
