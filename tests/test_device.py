@@ -122,6 +122,11 @@ def test_what_goes_to_a_kernel_begins_where_it_can_read(case, training, monkeypa
         assert all(x.storage_offset() == 0 and x.stride(-1) == 1 for x in seen)
 
 
+def test_bounds_of_the_wrong_shape_are_refused_without_a_read():
+    with pytest.raises(ValueError, match=r"cu_seq_lens_q has the shape \(1, 4\)"):
+        on_meta(HfRopeModel, tiny_config("rotary"))(numbers(1, 10), cu_seq_lens_q=numbers(1, 4))
+
+
 @pytest.fixture(scope="module")
 def native() -> dict[str, int]:
     """The kernels of native BERT, padded batch, forward and training step with labels."""

@@ -78,9 +78,12 @@ def check_bounds(bounds: Mapping[str, Any], batch: int, length: int) -> None:
     ends, keys = bounds["cu_seq_lens_q"], bounds.get("cu_seq_lens_k")
     if batch != 1:
         raise ValueError(f"cu_seq_lens_q tells the sequences of one row, and the batch has {batch}: use position_ids.")
-    if ends.ndim != 1 or (
-        reads_are_free(ends) and (int(ends[0]) != 0 or int(ends[-1]) != length or bool((ends.diff() <= 0).any()))
-    ):
+    if ends.ndim != 1:
+        raise ValueError(
+            f"cu_seq_lens_q has the shape {tuple(ends.shape)}; it is one row of numbers, which must rise from 0 to "
+            f"the length of the batch's row, {length}."
+        )
+    if reads_are_free(ends) and (int(ends[0]) != 0 or int(ends[-1]) != length or bool((ends.diff() <= 0).any())):
         raise ValueError(f"cu_seq_lens_q is {ends.tolist()}; it must rise from 0 to the row's length, {length}.")
     if keys is not None and (keys.shape != ends.shape or (reads_are_free(keys) and not torch.equal(keys, ends))):
         raise ValueError("cu_seq_lens_k differs from cu_seq_lens_q, and tokens see their own sequence: leave it out.")

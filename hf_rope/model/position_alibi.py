@@ -16,12 +16,12 @@ class AlibiPosition(DistanceBias):
 
     def bias_of(self, distance, dtype):
         precision = torch.promote_types(dtype, torch.float32)
-        slopes = alibi_slopes(self.num_heads, distance.device).to(precision)
+        slopes = alibi_slopes(self.num_heads, precision, distance.device)
         return (distance.abs().to(precision)[..., None] * -slopes).to(dtype)
 
 
-def alibi_slopes(num_heads: int, device) -> torch.Tensor:
-    """m_h of each head, (H,) float64, computed on the device: numbers of Python's would be copied there."""
+def alibi_slopes(num_heads: int, dtype: torch.dtype, device) -> torch.Tensor:
+    """m_h of each head, (H,), computed on the device: numbers of Python's would be copied there."""
     below = 1 << (num_heads.bit_length() - 1)
-    heads = torch.arange(num_heads, device=device, dtype=torch.float64)
+    heads = torch.arange(num_heads, dtype=dtype, device=device)
     return torch.exp2(-8 / below * torch.where(heads < below, heads + 1, heads - below + 0.5))

@@ -88,8 +88,7 @@ class RotaryPosition(PositionScheme):
         self, positions: torch.Tensor, dtype: torch.dtype, segments: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, ...]:
         precision = torch.promote_types(dtype, torch.float32)
-        with made_on(positions.device):  # transformers' functions make some of their tensors on the default device
-            frequencies, factor = self.frequencies(positions, precision, segments)
+        frequencies, factor = self.frequencies(positions, precision, segments)
         angles = (positions[..., None].to(precision) * frequencies)[:, None]
         if is_tracing(positions):
             return angles.cos() * factor, angles.sin() * factor
@@ -107,16 +106,17 @@ class RotaryPosition(PositionScheme):
             exponents = torch.arange(0, size, 2, device=positions.device).to(precision) / size
             return parameters["rope_theta"] ** -exponents, 1.0
         compute = ROPE_INIT_FUNCTIONS[rope_type]
-        if rope_type == "dynamic":
-            lengths = sequence_lengths(positions, segments)
-            frequencies, factor = compute(self.config, positions.device, seq_len=lengths)
-        elif rope_type == "longrope":
-            limit = parameters["original_max_position_embeddings"]
-            short, factor = compute(self.config, positions.device)
-            long, _ = compute(self.config, positions.device, seq_len=limit + 1)
-            frequencies = torch.where(sequence_lengths(positions, segments) > limit, long, short)
-        else:
-            frequencies, factor = compute(self.config, positions.device)
+        with made_on(positions.device):  # these functions make some of their tensors on the default device
+            if rope_type == "dynamic":
+                lengths = sequence_lengths(positions, segments)
+                frequencies, factor = compute(self.config, positions.device, seq_len=lengths)
+            elif rope_type == "longrope":
+                limit = parameters["original_max_position_embeddings"]
+                short, factor = compute(self.config, positions.device)
+                long, _ = compute(self.config, positions.device, seq_len=limit + 1)
+                frequencies = torch.where(sequence_lengths(positions, segments) > limit, long, short)
+            else:
+                frequencies, factor = compute(self.config, positions.device)
         return frequencies.to(precision), factor
 
 
