@@ -95,8 +95,7 @@ def floors(how: Precision, batch: int, length: int) -> dict[str, Run]:
 def rotary_forward(how: Precision) -> Iterator[Case]:
     sizes = {**BASE, "max_position_embeddings": 1536}
     theirs, ours = checked(how, native.pair("RoFormer", **sizes), full(1, 16))
-    bert = how.prepare(native.build("Bert", "Model", "sdpa", **sizes))
-    learned = how.prepare(scheme_model("learned", max_position_embeddings=1536))
+    bert, learned = checked(how, native.pair("Bert", **sizes, attn_implementation="sdpa"), full(1, 16))
     wanted = {
         (8, 128): (0.95, 1.05, 0.93, 1.0),
         (4, 512): (0.95, 1.40, 0.95, 1.05),
@@ -109,7 +108,9 @@ def rotary_forward(how: Precision) -> Iterator[Case]:
         goals |= {"RoFormer": {"float32": roformer, "bfloat16": native_16}, "BERT sdpa": {"bfloat16": native_16}}
         others |= {"RoFormer": how.forward(theirs, **inputs), "BERT sdpa": how.forward(bert, **inputs)}
         yield Case("rotary", work, how.forward(ours, **inputs), others, goals)
-        yield Case("learned", work, how.forward(learned, **inputs), others, goals | {"RoFormer": {}})
+        beside_bert = {"bfloat16": native_16} | ({"float32": 1.0} if shape == (4, 512) else {})
+        goals = goals | {"RoFormer": {"bfloat16": native_16}, "BERT sdpa": beside_bert}
+        yield Case("learned", work, how.forward(learned, **inputs), others, goals)
 
 
 def real_batches(how: Precision, pairs: Path | None) -> Iterator[Case]:
@@ -144,13 +145,11 @@ def steps(how: Precision) -> Iterator[Case]:
 
 
 def learned_forward(how: Precision) -> Iterator[Case]:
-    pair = native.pair("Bert", **BASE, attn_implementation="sdpa")
-    theirs, ours = checked(how, pair, half(4, 512))
-    for kind, make, goal in (("full", full, 1.0), ("half real", half, 1.8)):
-        inputs = make(4, 512)
-        others = {"BERT sdpa": how.forward(theirs, **inputs)}
-        goals = {"BERT sdpa": {"float32": goal}}
-        yield Case("learned", f"4x512 {kind}", how.forward(ours, **inputs), others, goals)
+    """With padding; full batches are among those of `rotary_forward`."""
+    inputs = half(4, 512)
+    theirs, ours = checked(how, native.pair("Bert", **BASE, attn_implementation="sdpa"), inputs)
+    others = {"BERT sdpa": how.forward(theirs, **inputs)}
+    yield Case("learned", "4x512 half real", how.forward(ours, **inputs), others, {"BERT sdpa": {"float32": 1.8}})
 
 
 def relative_forward(how: Precision) -> Iterator[Case]:

@@ -21,6 +21,7 @@ from hf_rope import SCHEMES
 
 from . import cases, native
 from .measure import compare
+from .precision import Autocast, Run
 
 SHAPES = ((32, 128), (8, 512), (4, 2048))
 REPEATS = 5
@@ -68,7 +69,7 @@ def varlen(
     return varlen_attn(*rows, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)[None], None
 
 
-def repeated(run: Callable[[], object]) -> Callable[[], object]:
+def repeated(run: Run) -> Run:
     """Some calls in a row, and then waiting for the device."""
 
     def several():
@@ -79,7 +80,7 @@ def repeated(run: Callable[[], object]) -> Callable[[], object]:
     return several
 
 
-def count_kernels(run: Callable[[], object]) -> int:
+def count_kernels(run: Run) -> int:
     run()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
@@ -96,7 +97,7 @@ def on_device(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: x.cuda() for key, x in batch.items()}
 
 
-Row = tuple[str, str, Callable[[], object], dict[str, Callable[[], object]]]
+Row = tuple[str, str, Run, dict[str, Run]]
 
 
 def absolute() -> Iterator[Row]:
@@ -144,33 +145,12 @@ def steps() -> Iterator[Row]:
     sparse = copy.deepcopy(rotary)
     sparse.config.sparse_prediction = True
     models = {"rotary": rotary, "rotary, sparse_prediction": sparse, "RoFormer": roformer, "BERT sdpa": bert}
+    how = Autocast("cuda")
     for shape in SHAPES[:2]:
-        runs = {name: autocast(step(model.cuda(), on_device(cases.full(*shape)))) for name, model in models.items()}
+        runs = {name: how.step(model.cuda(), on_device(cases.full(*shape))) for name, model in models.items()}
         others = {name: runs[name] for name in ("RoFormer", "BERT sdpa")}
         for name in ("rotary", "rotary, sparse_prediction"):
             yield name, f"step {shape[0]}x{shape[1]} full", runs[name], others
-
-
-def step(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> Callable[[], object]:
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
-    ids = batch["input_ids"]
-    inputs = {**batch, "labels": ids.where(torch.rand(ids.shape, device=ids.device) < 0.15, -100)}
-
-    def run():
-        optimizer.zero_grad()
-        model(**inputs).loss.backward()
-        optimizer.step()
-
-    return run
-
-
-def autocast(run: Callable[[], object]) -> Callable[[], object]:
-    def under():
-        with torch.autocast("cuda", torch.bfloat16):
-            return run()
-
-    return under
 
 
 GROUPS: dict[str, Callable[[], Iterator[Row]]] = {

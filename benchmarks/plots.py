@@ -11,13 +11,9 @@ def draw(results: dict, folder: Path) -> None:
     threads = results["setting"]["threads"]
     for precision in {row["precision"]: None for row in results["rows"]}:
         rows = [row for row in results["rows"] if row["precision"] == precision]
-        setting, ending = (
-            f"base width, {precision}, {threads} threads",
-            "" if precision == "float32" else f"_{precision}",
-        )
-        draw_lengths(
-            [row for row in rows if row["part"] == "lengths"], setting, folder / f"speed_by_length{ending}.png"
-        )
+        setting, ending = f"base width, {precision}, {threads} threads", f"_{precision}".replace("_float32", "")
+        path = folder / f"speed_by_length{ending}.png"
+        draw_lengths([row for row in rows if row["part"] == "lengths"], setting, path)
         draw_costs([row for row in rows if row["part"] == "costs"], setting, folder / f"scheme_cost{ending}.png")
     if results["memory"]:
         draw_memory(results["memory"], f"base width, float32, {threads} threads", folder / "memory_by_length.png")

@@ -38,8 +38,8 @@ class Precision:
         model.train()
         update = self.optimize([*model.parameters()])
         ids = batch["input_ids"]
-        chosen = (torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.15) & (ids > 0)
-        inputs = {**batch, "labels": ids.where(chosen, torch.tensor(-100))}
+        chosen = (torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.15).to(ids.device) & (ids > 0)
+        inputs = {**batch, "labels": ids.masked_fill(~chosen, -100)}
 
         def run():
             model.zero_grad()
@@ -60,8 +60,11 @@ class Autocast(Precision):
 
     name = "autocast"
 
+    def __init__(self, device: str = "cpu"):
+        self.device = device
+
     def context(self):
-        return torch.autocast("cpu", torch.bfloat16)
+        return torch.autocast(self.device, torch.bfloat16)
 
 
 class Bfloat16(Precision):
