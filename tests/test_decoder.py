@@ -134,7 +134,7 @@ def test_computing_few_rows_of_a_decoder_at_once_changes_nothing(case, monkeypat
     target, outputs, gradients = torch.randn(3, LENGTH, 1), [], []
     for scores, rows in ((2**22, 64), (1, 7), (1, 1)):
         monkeypatch.setattr(relative, "SCORES_AT_ONCE", scores)
-        monkeypatch.setattr(relative, "ROWS_AT_ONCE", rows)
+        monkeypatch.setattr(relative, "rows_at_once", lambda x, rows=rows: rows)
         outputs.append(model(ids, use_cache=False).last_hidden_state)
         gradients.append(gradients_of(model, (outputs[-1] * target).sum()))
     for few in (1, 2):

@@ -155,7 +155,7 @@ def test_computing_few_sequences_and_few_rows_at_once_changes_nothing(case, stri
     outputs, gradients = [], []
     for scores, rows in ((2**22, 64), (1, 7), (1, 1)):
         monkeypatch.setattr(relative, "SCORES_AT_ONCE", scores)
-        monkeypatch.setattr(relative, "ROWS_AT_ONCE", rows)
+        monkeypatch.setattr(relative, "rows_at_once", lambda x, rows=rows: rows)
         outputs.append(model(ids, position_ids=at).last_hidden_state)
         gradients.append(gradients_of(model, (outputs[-1] * target).sum()))
         recorded = model(ids, position_ids=at, output_hidden_states=True).last_hidden_state

@@ -234,7 +234,7 @@ def eager_attention(
         scores = scores + position_bias
     if mask is not None:
         scores = (scores + mask).clamp(min=torch.finfo(scores.dtype).min)
-    probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+    probabilities = scores.softmax(-1).to(scores.dtype)  # autocast makes some kinds of it float32
     probabilities = nn.functional.dropout(probabilities, dropout, attn.training)
     out = probabilities @ value
     if value_term is not None:

@@ -141,7 +141,10 @@ class LayerRotary(LayerPosition):
         precision = rotation.dtype.to_real() if rotation.is_complex() else rotation.dtype
         part = (x if size == whole else x[..., :size]).to(precision)
         if rotation.is_complex() and not self.halves:  # one product of complex numbers, a pair each
-            rotated = torch.view_as_real(torch.view_as_complex(part.unflatten(-1, (-1, 2))) * rotation)
+            pairs = torch.view_as_complex(part.unflatten(-1, (-1, 2)))
+            # In place where `part` is a copy, which nobody else has seen: memory touched once, not twice.
+            pairs = pairs * rotation if x.dtype == precision else pairs.mul_(rotation)
+            rotated = torch.view_as_real(pairs)
         else:
             cos, sin = (rotation.real, rotation.imag) if rotation.is_complex() else rotations
             pair_dim, shape = (-2, (2, -1)) if self.halves else (-1, (-1, 2))

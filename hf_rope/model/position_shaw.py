@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 
 from .position_base import States
-from .relative import ContentScheme, ContentScore, columns, repeated
+from .relative import ContentScheme, ContentScore, band_sum, columns, repeated
 
 
 class ShawPosition(ContentScheme):
@@ -18,7 +18,7 @@ class ShawPosition(ContentScheme):
 
     kind = "RPE"
     changes_values = True
-    by_pair = True
+    few_rows = True
 
     @strict
     @dataclass
@@ -53,7 +53,7 @@ class LayerShaw(ContentScore):
 
     def __init__(self, config, options):
         super().__init__(config)
-        self.rows = 2 * options.max_distance + 1
+        self.max_distance, self.rows = options.max_distance, 2 * options.max_distance + 1
         self.relative_keys = nn.Embedding(self.rows, self.head_dim)
         self.relative_values = nn.Embedding(self.rows, self.head_dim) if options.relative_values else None
 
@@ -64,13 +64,25 @@ class LayerShaw(ContentScore):
             tables.append(columns(self.relative_values(rows)).mT)
         return States(query, key, value, tables=tuple(tables))
 
+    def prepare(self, states, pairs):
+        """With a row a distance, the outermost repeated, where pairs are consecutive and have no index."""
+        if pairs is None:
+            farthest = states.key.shape[-2] - 1
+            distance = torch.arange(-farthest, farthest + 1, device=states.key.device)
+            rows = distance.clamp(-self.max_distance, self.max_distance) + self.max_distance
+            keys, *values = states.tables
+            states = states._replace(tables=(keys.mT[..., rows, :].mT, *(x[..., rows, :] for x in values)))
+        return super().prepare(states, pairs)
+
     def value_term(self, states, pairs, start):
         if len(states.tables) == 1:
             return None
         table = states.tables[1]
 
         def by_distance(probabilities: torch.Tensor) -> torch.Tensor:
-            """Sums the probabilities of each distance, (B,H,Q,2k+1), times its row: the fewer products."""
+            """Each pair's probability times its row. By index, the probabilities of a row are summed first."""
+            if pairs is None:
+                return band_sum(probabilities, table, table.shape[-2] // 2 - start)
             index = pairs[:, None, start : start + probabilities.shape[-2]].expand_as(probabilities)
             sums = probabilities.new_zeros(*probabilities.shape[:3], self.rows)
             return sums.scatter_add(-1, index, probabilities) @ table

@@ -53,7 +53,7 @@ def surroundings(draw: Draw) -> ExitStack:
                 stack.enter_context(mock.patch.object(module, "reads_are_free", return_value=False))
     if draw.few:
         stack.enter_context(mock.patch.object(relative, "SCORES_AT_ONCE", 1))
-        stack.enter_context(mock.patch.object(relative, "ROWS_AT_ONCE", draw.few))
+        stack.enter_context(mock.patch.object(relative, "rows_at_once", return_value=draw.few))
         stack.enter_context(mock.patch.object(linear_attention, "BLOCK", draw.few))
     return stack
 
