@@ -17,7 +17,7 @@ from rich.table import Table
 
 from . import cases, linear
 from .groups import GROUPS, QUICK, is_measured, measure_speed
-from .measure import in_fresh_process, peak_memory
+from .measure import ALLOCATOR, in_fresh_process, peak_memory
 from .plots import draw
 from .precision import PRECISIONS
 
@@ -60,7 +60,8 @@ def main() -> None:
             measure_linear(results, arguments)
         else:
             others = [row for row in results["rows"] if (row["part"], row["precision"]) != (group, precision)]
-            results["rows"] = others + in_fresh_process(measure_speed, group, precision, arguments)
+            with patch.dict(os.environ, ALLOCATOR):
+                results["rows"] = others + in_fresh_process(measure_speed, group, precision, arguments)
         path.write_text(json.dumps(results, indent=1))
     print_table(results)
     (arguments.output / "results.md").write_text(as_markdown(results))
@@ -86,7 +87,7 @@ def measure_linear(results: dict, arguments: argparse.Namespace) -> None:
     results["linear"] = {}
     for name in track(linear.MODELS, description="linear attention"):
         memory = in_fresh_process(linear.peaks, name)
-        with patch.dict(os.environ, linear.ALLOCATOR):
+        with patch.dict(os.environ, ALLOCATOR):
             seconds = in_fresh_process(linear.times, name, [*memory], arguments.rounds)
         results["linear"][name] = {str(n): {"seconds": seconds[n], "megabytes": memory[n]} for n in memory}
     results["favor"] = linear.favor_errors()

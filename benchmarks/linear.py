@@ -27,10 +27,6 @@ MODELS: dict[str, dict[str, Any] | None] = {
 SECONDS, MEGABYTES = 40, 8192
 """No longer input is tried where it is expected to take more: four times what the one of half the length took."""
 
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "17179869184", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
-"""Of glibc, read when a process starts: it keeps what is freed. By default it gives back each tensor of more than 32 MB
-and gets it anew, page by page, so that long inputs pay more a token than short ones for what is no computation."""
-
 FEATURES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 SCALES = (0.25, 0.5, 0.75)
 

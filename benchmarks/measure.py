@@ -13,6 +13,11 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "17179869184", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
+"""Of glibc, read when a process starts: it keeps what is freed. By default it gives back each tensor of more than 32 MB
+and gets it anew, page by page, so that long inputs pay more a token than short ones for what is no computation."""
+
+
 @dataclass
 class Ratio:
     """How many times as fast ours is as the other: the median of the paired ratios, and their quartiles."""

@@ -29,7 +29,7 @@ from rich.table import Column, Table
 from transformers import HfArgumentParser, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from finetune_classification import finetune
-from loading import DataArguments, load_files, load_split, require_fresh
+from loading import DataArguments, describe_precision, load_files, load_split, require_fresh, training_precision
 from pretrain_mlm import build_config, group_texts, pretrain, unigram_loss
 from train_tokenizer import train_tokenizer
 
@@ -111,6 +111,7 @@ def pretrain_all(arguments: Arguments, reviews: Dataset, folder: Path) -> tuple[
         "intermediate_size": 4 * arguments.hidden_size,
         "initializer_range": 0.05,  # with 0.02, for 768 units, narrow layers stay at word frequencies long
     }
+    print(describe_precision(training))
     results = {}
     for scheme in SCHEMES:
         print(f"Pre-training {scheme}")
@@ -121,7 +122,8 @@ def pretrain_all(arguments: Arguments, reviews: Dataset, folder: Path) -> tuple[
 
 def common_arguments(arguments: Arguments) -> dict[str, Any]:
     pin_memory = torch.cuda.is_available()
-    return {"save_strategy": "no", "report_to": "none", "seed": arguments.seed, "dataloader_pin_memory": pin_memory}
+    plain = {"save_strategy": "no", "report_to": "none", "seed": arguments.seed, "dataloader_pin_memory": pin_memory}
+    return plain | training_precision()
 
 
 def finetune_sentiment(

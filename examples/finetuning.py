@@ -20,7 +20,14 @@ from transformers import (
 )
 
 import hf_rope  # noqa: F401  (registers hf_rope with the Auto classes)
-from loading import DataArguments, load_files, load_split, require_fresh
+from loading import (
+    DataArguments,
+    describe_precision,
+    load_files,
+    load_split,
+    require_fresh,
+    training_precision,
+)
 
 Metric = Callable[[EvalPrediction], dict[str, float]]
 
@@ -42,9 +49,10 @@ def parse(arguments: type, training: type = TrainingArguments, **defaults: Any) 
     parser = HfArgumentParser((DataArguments, arguments, training))
     parser.set_defaults(learning_rate=1e-4, warmup_steps=0.1, per_device_train_batch_size=32)
     parser.set_defaults(eval_strategy="epoch", save_strategy="no", report_to="none")
-    parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available(), **defaults)
+    parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available(), **training_precision(), **defaults)
     data, task, options = parser.parse_args_into_dataclasses()
     require_fresh(options.output_dir)
+    print(describe_precision(options))
     return data, task, options
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset, List, Value, concatenate_datasets, load_dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
 
 FORMATS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 
@@ -24,6 +25,21 @@ class DataArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "The configuration of that dataset."})
     validation_split: str = field(default="validation", metadata={"help": "The split of that dataset to evaluate on."})
     text_column: str = field(default="text", metadata={"help": "The column that holds the text."})
+
+
+def training_precision() -> dict[str, bool]:
+    """TrainingArguments for bfloat16 where this machine computes it itself, as PyTorch knows it; else none."""
+    if torch.cuda.is_available():
+        return {"bf16": True} if torch.cuda.is_bf16_supported(including_emulation=False) else {}
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    native = any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
+    return {"bf16": True, "use_cpu": True} if native else {}
+
+
+def describe_precision(training: TrainingArguments) -> str:
+    if training.bf16:
+        return "Training in bfloat16 (autocast), which this machine computes itself; --bf16 False is float32."
+    return "Training in float16 (autocast)." if training.fp16 else "Training in float32."
 
 
 def load_split(data: DataArguments, split: str, columns: list[str]) -> Dataset:

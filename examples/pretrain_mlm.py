@@ -34,7 +34,15 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_rope import HfRopeConfig
-from loading import DataArguments, load_split, load_tokenizer, parse_overrides, require_fresh
+from loading import (
+    DataArguments,
+    describe_precision,
+    load_split,
+    load_tokenizer,
+    parse_overrides,
+    require_fresh,
+    training_precision,
+)
 
 
 @dataclass
@@ -162,7 +170,7 @@ def main() -> None:
     parser = HfArgumentParser((DataArguments, Arguments, TrainingArguments))
     parser.set_defaults(output_dir="runs/mlm", learning_rate=1e-3, warmup_steps=0.1, save_total_limit=1)
     parser.set_defaults(eval_strategy="steps", report_to="none", prediction_loss_only=True)
-    parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available())
+    parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available(), **training_precision())
     data, arguments, training = parser.parse_args_into_dataclasses()
     tokenizer, overrides = load_tokenizer(arguments.tokenizer), parse_overrides(arguments.config_overrides)
     configs = [build_config(scheme, tokenizer, arguments.block_size, overrides) for scheme in arguments.position]
@@ -172,6 +180,7 @@ def main() -> None:
         group_texts(load_split(data, split, [data.text_column]), tokenizer, arguments.block_size)
         for split in ("train", "validation")
     )
+    print(describe_precision(training))
     baseline, results = unigram_loss(train, validation, tokenizer), {}
     for config in configs:
         print(f"{config.position_embedding_type}: {len(train)} blocks of {arguments.block_size} tokens")
