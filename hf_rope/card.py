@@ -34,6 +34,7 @@ SETTINGS = (
     *("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
     *("max_position_embeddings", "type_vocab_size", "position_embedding_type", "position_options", "rope_parameters"),
     *("attention_type", "feature_map", "num_features", "feature_seed", "redraw_interval"),
+    *("attention_bias", "feed_forward_type", "mlp_bias"),
 )
 """What a card says of the configuration, where it is set."""
 
