@@ -222,7 +222,7 @@ def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) 
     """What a card says of the model, by name."""
     config: Any = model.config
     facts: dict[str, Any] = {"class": type(model).__name__, "parameters": f"{model.num_parameters():,}"}
-    facts |= {key: value for key in SETTINGS if (value := getattr(config, key, None))}
+    facts |= {key: value for key in SETTINGS if (value := getattr(config, key, None)) not in (None, {})}
     if task_of(model) in ("text-classification", "token-classification"):
         facts["labels"] = ", ".join(map(str, config.id2label.values()))
     if tokenizer is not None:

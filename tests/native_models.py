@@ -64,17 +64,10 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
     "gte-odd": ("Gte", {**EVEN, "type_vocab_size": 0, "tie_word_embeddings": False}),
 }
 SOURCES = {name: row for name, row in SOURCES.items() if hasattr(transformers, f"{row[0]}Config")}  # GTE is the newest
-NO_SUCH_HEAD = {
-    *((name, "ForMultipleChoice") for name in SOURCES if SOURCES[name][0] in ("Deberta", "JinaEmbeddingsV3")),
-    *(
-        (name, head)
-        for name in SOURCES
-        for head in ("ForMultipleChoice", "ForQuestionAnswering")
-        if SOURCES[name][0] in ("NomicBert", "Gte")
-    ),
-    ("roformer-odd", "ForMultipleChoice"),
-}
 ENCODERS = [head for head in HEADS if head != "ForCausalLM"]
+NO_SUCH_HEAD = {
+    (name, head) for name in SOURCES for head in ENCODERS if not hasattr(transformers, SOURCES[name][0] + head)
+} | {("roformer-odd", "ForMultipleChoice")}
 FAMILIES = [
     "bert",
     "roberta",
@@ -86,7 +79,7 @@ FAMILIES = [
     "roformer-summary",
     "jina-v3",
     "nomic",
-    "gte",
+    *(["gte"] if "gte" in SOURCES else []),
 ]
 """One source of each, with as much in it as there is."""
 MASKED = "ForMaskedLM"

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import transformers
 
 from hf_rope.convert import convert
 from native_models import MASKED, SOURCES, assert_equal, command, native, reconfigure, refused, rewrite
@@ -88,6 +89,17 @@ def test_gte_of_its_own_code(head, tmp_path):
     assert not report.dropped
     assert "Settings that nothing reads: pack_qkv." in report.notes
     assert_equal(theirs, ours, head=head)
+
+
+def test_a_model_object_of_such_code_is_sent_to_its_folder():
+    class NewConfig(transformers.PreTrainedConfig):
+        model_type = "new"
+
+    class NewModel(transformers.PreTrainedModel):
+        pass
+
+    with pytest.raises(ValueError, match="NewModel is a class of a checkpoint's own code: give its folder"):
+        convert(NewModel(NewConfig()))
 
 
 @pytest.mark.parametrize("head", ["Model", MASKED])

@@ -15,7 +15,7 @@ from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTra
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file
 
 from ..model.configuration_hf_rope import BASE_KEYS, HfRopeConfig
-from .remote_code import as_native
+from .remote_code import as_native, has_own_code
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model"),
@@ -68,6 +68,11 @@ def read_checkpoint(source: PreTrainedModel | str | Path, known) -> Checkpoint:
         TypeError, ValueError: it is nothing of these, or a part is missing, unknown or broken.
     """
     if isinstance(source, PreTrainedModel):
+        if has_own_code(source.config.to_dict()):
+            raise ValueError(
+                f"{type(source).__name__} is a class of a checkpoint's own code: give its folder or Hub name "
+                "instead, where its settings are read."
+            )
         check_type(source.config.model_type, "The model's class", known)
         tensors = dict(source.state_dict())
         return Checkpoint("a model", source.config, type(source).__name__, tensors, widest(tensors))

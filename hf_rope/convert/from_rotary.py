@@ -120,7 +120,6 @@ class JinaSource(RotarySource):
         r"\.parametrizations\.weight\.\d+\.lora_[AB]$": "adapters of tasks: outputs are those without a task",
     }
     gelu_head = True
-    reads = ("lora_adaptations", "lora_rank", "lora_alpha", "lora_dropout_p", "lora_main_params_trainable")
 
     def adapt(self, tensors, config, head, report):
         for key in [*tensors]:

@@ -35,12 +35,17 @@ def as_native(raw: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: a setting that transformers' class does not compute.
     """
+    if not has_own_code(raw):
+        return raw
+    return {"xlm-roberta": jina_embeddings_v3, "nomic_bert": nomic_bert, "new": gte}[raw["model_type"]](raw)
+
+
+def has_own_code(raw: dict[str, Any]) -> bool:
+    """Whether a configuration is of one of the three, under its first code's names."""
     kind = raw.get("model_type")
-    if kind == "xlm-roberta" and raw.get("position_embedding_type") == "rotary":
-        return jina_embeddings_v3(raw)
-    if kind == "nomic_bert" and "n_embd" in raw and "hidden_size" not in raw:
-        return nomic_bert(raw)
-    return gte(raw) if kind == "new" else raw
+    jina = kind == "xlm-roberta" and raw.get("position_embedding_type") == "rotary"
+    nomic = kind == "nomic_bert" and "n_embd" in raw and "hidden_size" not in raw
+    return jina or nomic or kind == "new"
 
 
 def jina_embeddings_v3(raw: dict[str, Any]) -> dict[str, Any]:
