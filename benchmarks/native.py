@@ -15,7 +15,7 @@ def build(family: str, head: str, attn_implementation: str = "eager", **config: 
     model = getattr(transformers, family + head)(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("bias") or "LayerNorm.weight" in name:
+            if name.endswith("bias") or ("norm" in name.lower() and name.endswith("weight")):
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 

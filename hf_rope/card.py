@@ -34,6 +34,7 @@ SETTINGS = (
     *("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
     *("max_position_embeddings", "type_vocab_size", "position_embedding_type", "position_options", "rope_parameters"),
     *("attention_type", "feature_map", "num_features", "feature_seed", "redraw_interval"),
+    *("attention_bias", "feed_forward_type", "mlp_bias"),
 )
 """What a card says of the configuration, where it is set."""
 
@@ -221,7 +222,7 @@ def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) 
     """What a card says of the model, by name."""
     config: Any = model.config
     facts: dict[str, Any] = {"class": type(model).__name__, "parameters": f"{model.num_parameters():,}"}
-    facts |= {key: value for key in SETTINGS if (value := getattr(config, key, None))}
+    facts |= {key: value for key in SETTINGS if (value := getattr(config, key, None)) not in (None, {})}
     if task_of(model) in ("text-classification", "token-classification"):
         facts["labels"] = ", ".join(map(str, config.id2label.values()))
     if tokenizer is not None:

@@ -70,7 +70,7 @@ def convert(
 
 @app.command()
 def to_native(source: Source, target: Target, check: Check = False) -> None:
-    """Convert an hf_rope checkpoint back: positions `rotary` to RoFormer, `learned` to BERT."""
+    """Convert an hf_rope checkpoint back: `learned` to BERT, `rotary` to RoFormer, Jina v3, NomicBERT or GTE."""
     run(lambda: checkpoint_to_native(source, return_report=True), source, target, check)
 
 

@@ -73,14 +73,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "feature_map": "favor",
         "rope_parameters": {"rope_type": "yarn", "factor": 4.0},
     },
+    "rotary-gated": {"feed_forward_type": "gated", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+    "rotary-gated-biases": {"feed_forward_type": "gated"},
+    "rotary-favor-gated": {
+        **{"attention_type": "linear", "feature_map": "favor", "num_features": 12},
+        **{"feed_forward_type": "gated", "attention_bias": False},
+    },
+    "deberta-no-biases": {
+        "position_options": {"position_buckets": 8, "max_relative_positions": 16},
+        **{"attention_bias": False, "mlp_bias": False},
+    },
     "learned-elu": {"attention_type": "linear"},
     "none-favor": {"attention_type": "linear", "feature_map": "favor", "feature_seed": 3},
 }
 """Settings of a scheme beside its defaults, by "scheme-what": more rows, never more test code."""
 
 CASES = [*SCHEMES, *VARIANTS]
-QUICK = [*SCHEMES, "rotary-elu", "rotary-favor"]
-"""The cases of `make test`: every scheme with its defaults, and each kind of linear attention."""
+QUICK = [*SCHEMES, "rotary-elu", "rotary-favor", "rotary-gated"]
+"""The cases of `make test`: every scheme with its defaults, each kind of linear attention, a gate without biases."""
 FEW = [next(s for s in SCHEMES if SCHEMES[s].score == "content"), next(s for s in SCHEMES if SCHEMES[s].rotates)]
 """Those of them for what takes seconds a case: a scheme that adds to the scores, and one that rotates."""
 

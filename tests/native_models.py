@@ -18,6 +18,8 @@ SIZES: dict[str, Any] = {
     **{"max_position_embeddings": 60, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
 }
 ODD = {"vocab_size": 101, "hidden_size": 36, "num_attention_heads": 3, "num_hidden_layers": 3}
+EVEN = {**ODD, "hidden_size": 48, "num_attention_heads": 6}
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 500.0}
 RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 50}
 V3 = {**RELATIVE, "position_buckets": 16, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
 SHORT = {"max_relative_positions": 12}
@@ -54,12 +56,18 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
         "RoFormer",
         {"summary_type": "first", "summary_use_proj": True, "summary_activation": "tanh", "embedding_size": 20},
     ),
+    "jina-v3": ("JinaEmbeddingsV3", {}),
+    "jina-v3-odd": ("JinaEmbeddingsV3", {**EVEN, "type_vocab_size": 2, "rope_parameters": YARN}),
+    "nomic": ("NomicBert", {}),
+    "nomic-odd": ("NomicBert", {**EVEN, "hidden_act": "gelu", "rope_parameters": YARN}),
+    "gte": ("Gte", {}),
+    "gte-odd": ("Gte", {**EVEN, "type_vocab_size": 0, "tie_word_embeddings": False}),
 }
-NO_SUCH_HEAD = {
-    *((name, "ForMultipleChoice") for name, (family, _) in SOURCES.items() if family == "Deberta"),
-    ("roformer-odd", "ForMultipleChoice"),
-}
+SOURCES = {name: row for name, row in SOURCES.items() if hasattr(transformers, f"{row[0]}Config")}  # GTE is the newest
 ENCODERS = [head for head in HEADS if head != "ForCausalLM"]
+NO_SUCH_HEAD = {
+    (name, head) for name in SOURCES for head in ENCODERS if not hasattr(transformers, SOURCES[name][0] + head)
+} | {("roformer-odd", "ForMultipleChoice")}
 FAMILIES = [
     "bert",
     "roberta",
@@ -69,6 +77,9 @@ FAMILIES = [
     "deberta",
     "deberta-v3-absolute",
     "roformer-summary",
+    "jina-v3",
+    "nomic",
+    *(["gte"] if "gte" in SOURCES else []),
 ]
 """One source of each, with as much in it as there is."""
 MASKED = "ForMaskedLM"

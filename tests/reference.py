@@ -122,10 +122,10 @@ def deberta_score(p, layer, head, i, j, q, k, n):
     score = q @ k
     if "c2p" in p.options.pos_att_type:
         key = layer.key if p.options.share_att_key else layer.position.key_projection
-        score = score + q @ (key.weight @ row + key.bias)[head * d : (head + 1) * d]
+        score = score + q @ F.linear(row, key.weight, key.bias)[head * d : (head + 1) * d]
     if "p2c" in p.options.pos_att_type:
         query = layer.query if p.options.share_att_key else layer.position.query_projection
-        score = score + k @ (query.weight @ row + query.bias)[head * d : (head + 1) * d]
+        score = score + k @ F.linear(row, query.weight, query.bias)[head * d : (head + 1) * d]
     return score / math.sqrt(d * (1 + len(p.options.pos_att_type)))
 
 
@@ -214,5 +214,14 @@ def encode_one(model, ids, at):
                         value = rotary_turn(p, value, j, n)
                     out[a, part] += weights[b] * value
         x = layer.attention_norm(x + attn.output(out))
-        x = layer.output_norm(x + layer.output(F.gelu(layer.intermediate(x))))
+        x = layer.output_norm(x + layer.output(torch.stack([hidden(layer, model.config, row) for row in x])))
     return x
+
+
+def hidden(layer, config, x):
+    """What the feed-forward's second layer gets of one token: act(x W), or act(x W) * x V of a gated one."""
+    act, size = {"gelu": F.gelu, "silu": F.silu}[config.hidden_act], config.intermediate_size
+    if config.feed_forward_type == "dense":
+        return act(F.linear(x, layer.intermediate.weight, layer.intermediate.bias))
+    w, v = layer.intermediate.weight[:size], layer.intermediate.weight[size:]
+    return act(w @ x) * (v @ x)

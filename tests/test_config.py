@@ -29,7 +29,7 @@ OTHERS = {
     **{"hidden_act": "relu", "hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0, "classifier_dropout": 0.4},
     **{"max_position_embeddings": 33, "type_vocab_size": 0, "initializer_range": 1, "layer_norm_eps": 1e-5},
     **{"pad_token_id": None, "embedding_size": 8, "classifier_pooling": "mean", "tie_word_embeddings": False},
-    **{"pooler_activation": "gelu"},
+    **{"pooler_activation": "gelu", "attention_bias": False, "feed_forward_type": "gated", "mlp_bias": False},
 }
 BERT_BASE = {
     **{"vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
@@ -39,6 +39,7 @@ BERT_BASE = {
     **{"position_embedding_type": "rotary", "position_options": {"pairing": "interleaved", "rotary_value": False}},
     **{"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
     **{"classifier_pooling": "cls", "classifier_dropout": None, "pooler_activation": "tanh"},
+    **{"attention_bias": True, "feed_forward_type": "dense", "mlp_bias": True},
 }
 
 

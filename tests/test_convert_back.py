@@ -4,21 +4,22 @@ import pytest
 import torch
 
 import hf_rope
-from helpers import tiny_model
+from helpers import over, tiny_model
 from hf_rope.convert import convert, to_native
 from hf_rope.convert.weights import HEADS
-from native_models import ENCODERS, assert_equal, native
+from native_models import ENCODERS, NO_SUCH_HEAD, SOURCES, assert_equal, native
+
+BACK = ["bert", "bert-untied", "roformer-summary", *(name for name in SOURCES if name.startswith(("ji", "no", "gte")))]
 
 
-@pytest.mark.parametrize("head", ENCODERS)
-@pytest.mark.parametrize("name", ["bert", "bert-untied", "roformer-summary"])
+@over(name=BACK, head=ENCODERS, where=lambda name, head: (name, head) not in NO_SUCH_HEAD)
 def test_there_and_back_is_the_source(name, head):
     theirs = native(name, head)
     again, report = to_native(convert(theirs), return_report=True)
     assert type(again) is type(theirs)
     assert not report.dropped
     for key, tensor in theirs.state_dict().items():
-        if not key.endswith("predictions.bias"):  # not read where there is a decoder.bias
+        if not key.endswith(("predictions.bias", "lm_head.bias")):  # not read where there is a decoder.bias
             assert torch.equal(again.state_dict()[key], tensor), key
     assert_equal(theirs, again, head=head, limit=0)
 
@@ -32,16 +33,55 @@ def test_native_class_computes_what_hf_rope_does(case, head):
     assert_equal(theirs, ours, head=head)
 
 
+ROTARY = ["rotary-yarn", "rotary-linear", "rotary-llama3"]
+
+
+@over(
+    case=[*ROTARY, "rotary-gated", *(["rotary-gated-biases"] if "gte" in SOURCES else [])],
+    head=["Model", "ForMaskedLM", "ForTokenClassification"],
+)
+def test_native_classes_of_other_thetas_and_blocks_compute_what_hf_rope_does(case, head):
+    ours = tiny_model(case, getattr(hf_rope, HEADS[head])).double()
+    theirs, report = to_native(ours, return_report=True)
+    family = {"rotary-gated": "NomicBert", "rotary-gated-biases": "Gte"}.get(case, "JinaEmbeddingsV3")
+    assert type(theirs).__name__ == family + head
+    assert not report.dropped
+    assert_equal(theirs, ours, head=head)
+
+
+def test_a_classifier_of_tanh_goes_to_the_class_that_has_it():
+    ours = tiny_model("rotary", hf_rope.HfRopeForSequenceClassification).double()
+    theirs = to_native(ours)
+    assert type(theirs).__name__ == "JinaEmbeddingsV3ForSequenceClassification"
+    assert_equal(theirs, ours)
+
+
 CLASSIFIER = ("learned", "ForSequenceClassification")
+THETA = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
 NATIVE_REFUSALS = {
     "scheme": ("alibi", "Model", {}, "'alibi', which cannot be converted: only learned and rotary"),
     "mean": (*CLASSIFIER, {"classifier_pooling": "mean"}, "classifier_pooling='mean'.*Bert pools the first token"),
     "factorised": ("learned-factorised", "Model", {}, "embedding_size=20.*BERT's embeddings have hidden_size=32"),
     "pooler": ("learned", "Model", {"pooler_activation": "gelu"}, "pooler_activation='gelu'.*BERT's pooler has tanh"),
     "types": ("rotary", "Model", {"type_vocab_size": 0}, "type_vocab_size=0.*one token type at least"),
-    "theta": ("rotary-partial", "Model", {}, "rope_parameters=.*theta 10000"),
-    "scaling": ("rotary-yarn", "Model", {}, "rope_parameters=.*theta 10000"),
-    "activation": ("rotary", "ForSequenceClassification", {}, "pooler_activation='tanh'.*has hidden_act='gelu' there"),
+    "partial": ("rotary-partial", "Model", {}, "rope_parameters=.*turn whole heads"),
+    "dynamic": ("rotary-dynamic", "Model", {}, "rope_parameters=.*follow the longest sequence of the batch"),
+    "longrope": ("rotary-longrope", "Model", {}, "rope_parameters=.*follow the longest sequence of the batch"),
+    "values": ("rotary-value", "Model", THETA, "rotary_value=True.*JinaEmbeddingsV3 turns no values"),
+    "theta of a factorised one": ("rotary", "Model", {**THETA, "embedding_size": 20}, "embedding_size=20.*=32"),
+    "theta of a decoder": ("rotary", "ForCausalLM", {**THETA, "is_decoder": True}, "JinaEmbeddingsV3ForCausalLM"),
+    "decoder without a head": ("rotary", "Model", {**THETA, "is_decoder": True}, "is_decoder=True.*is an encoder"),
+    "choices": (
+        "rotary-gated",
+        "ForMultipleChoice",
+        {},
+        "would be a NomicBertForMultipleChoice, which transf.* the enc",
+    ),
+    "activation": ("rotary", "ForSequenceClassification", {"pooler_activation": "relu"}, "'relu'.*pooler has tanh"),
+    "gelu": ("rotary", "ForMaskedLM", {**THETA, "hidden_act": "relu"}, "hidden_act='relu'.*masked-LM head has gelu"),
+    "biases": ("rotary", "Model", {"attention_bias": False}, "attention_bias=False.*RoFormer is made with True"),
+    "feed-forward": ("learned", "Model", {"feed_forward_type": "gated"}, "_type='gated'.*Bert is made with 'dense'"),
+    "half a Nomic": ("rotary-gated", "Model", {"mlp_bias": True}, "mlp_bias=True.*NomicBert is made with False"),
 }
 
 

@@ -25,6 +25,17 @@ def test_outputs_equal_the_native_models(name, head, record_property):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_packed_sequences_equal_the_native_model_on_each(name):
+    theirs = native(name)
+    ours, ids = convert(theirs), batch(theirs.config)["input_ids"][0]
+    parts = ids.split((7, 1, 12, 20))
+    packed = ours(ids[None], position_ids=torch.cat([torch.arange(len(part)) for part in parts])[None])
+    with torch.no_grad():
+        expected = torch.cat([theirs(part[None]).last_hidden_state for part in parts], dim=1)
+    torch.testing.assert_close(packed.last_hidden_state, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("head", ENCODERS)
 def test_a_saved_conversion_computes_the_same(name, head, tmp_path):
     if (name, head) in NO_SUCH_HEAD:
@@ -48,7 +59,10 @@ def test_every_target_tensor_is_copied_or_named_as_new(name):
     assert not report.needs_training
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", "electra", "mpnet", "deberta-v3-absolute", "roformer-summary"])
+TRAINED = ["bert", "roberta", "electra", "mpnet", "deberta-v3-absolute", "roformer-summary", "jina-v3", "nomic", "gte"]
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINED if name in SOURCES])
 def test_training_takes_the_same_steps(name):
     theirs = native(name, MASKED)
     ours = convert(theirs)

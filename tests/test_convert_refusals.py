@@ -7,8 +7,8 @@ from hf_rope.convert import convert
 from native_models import MASKED, cut, native, reconfigure, rewrite
 
 
-def without(key):
-    return lambda folder: rewrite(folder, lambda tensors: tensors.pop(key))
+def without(*keys):
+    return lambda folder: rewrite(folder, lambda tensors: [tensors.pop(key) for key in keys])
 
 
 def extra(key):
@@ -39,6 +39,9 @@ def setting(**changes):
 
 
 BERT, ROBERTA, DEBERTA, DEBERTA_V2 = ((name, MASKED) for name in ("bert", "roberta", "deberta", "deberta-v2"))
+JINA, NOMIC = ("jina-v3", MASKED), "encoder.layers.1.mlp"
+PARTIAL = {"rope_type": "default", "rope_theta": 20000.0, "partial_rotary_factor": 0.5}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 20000.0, "factor": 2.0}
 QUERY = "encoder.layer.1.attention.self.query.weight"
 BIAS = "encoder.layer.0.output.dense.bias"
 REFUSALS = {
@@ -69,6 +72,21 @@ REFUSALS = {
     "wrong type": (BERT, setting(hidden_size="32"), r"config\.json does not fit: .*'hidden_size' expected int"),
     "no type": (BERT, setting(model_type=None), r"has no model_type: add the one that is right of bert, roberta"),
     "other type": (BERT, setting(model_type="gpt2"), r"model_type='gpt2', which has no conversion; known: bert,"),
+    "pre-norm": (
+        BERT,
+        setting(model_type="modernbert"),
+        r"'modernbert', which cannot be converted: its norms",
+    ),
+    "no half of a gate": (
+        ("nomic", "Model"),
+        without(f"{NOMIC}.fc11.weight"),
+        r"lacks the tensor layers\.1\.mlp\.up",
+    ),
+    "no gate": (("nomic", "Model"), without(f"{NOMIC}.fc11.weight", f"{NOMIC}.fc12.weight"), r"lacks .*gate_up_proj"),
+    "odd head size": (("nomic", "Model"), setting(head_dim=16), r"head_dim=16.*hidden_size / num_attention_heads"),
+    "part of each head": (JINA, setting(rope_parameters=PARTIAL), r"rope_parameters=.*turn whole heads"),
+    "angles by the batch": (JINA, setting(rope_parameters=DYNAMIC), r"rope_parameters=.*longest sequence of the batch"),
+    "fixed gelu of Jina": (JINA, setting(hidden_act="relu"), r"hidden_act='relu'.*head has gelu whatever"),
     "other head": (BERT, setting(architectures=["BertForX"]), r"BertForX cannot be converted; of this family: BertM"),
     "next sentence": (("bert", "ForNextSentencePrediction"), as_saved, r"no next-sentence head: convert BertModel"),
     "generation in both directions": (
@@ -124,6 +142,14 @@ def test_what_cannot_be_exact_is_refused(row, tmp_path):
     with pytest.raises(ValueError, match=sentence) as error:
         convert(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_an_architecture_that_this_transformers_does_not_have_is_named(tmp_path, monkeypatch):
+    native("bert").save_pretrained(tmp_path)
+    reconfigure(tmp_path, model_type="nomic_bert")
+    monkeypatch.setattr("hf_rope.convert.checkpoint.CONFIG_MAPPING", {"bert": None})
+    with pytest.raises(ValueError, match=r"'nomic_bert', which transformers 5\..* does not have: install a newer one"):
+        convert(tmp_path)
 
 
 @pytest.mark.parametrize("source", [3, None, torch.nn.Linear(2, 2)])

@@ -20,8 +20,21 @@ def positions(kind: str, length: int) -> torch.Tensor:
 @over(quick=CASES, case=CASES, kind=["consecutive", "gaps", "rows"], is_decoder=[False, True])
 def test_equals_the_plain_loops(case, kind, is_decoder):
     """The last of two rows does, of which the other has other positions where `kind` is rows."""
-    model, ids = tiny_model(case, is_decoder=is_decoder, use_cache=False).double(), token_ids(2, 10)
-    at = positions(kind, 10)
+    compare(tiny_model(case, is_decoder=is_decoder, use_cache=False), positions(kind, 10))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("feed_forward", ["dense", "gated"])
+def test_equals_the_plain_loops_without_biases(scheme, feed_forward):
+    bare = {"feed_forward_type": feed_forward, "attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
+    model = tiny_model(scheme, **bare)
+    own = [name for name, _ in model.layers.named_parameters() if "norm" not in name and "position" not in name]
+    assert not [name for name in own if name.endswith("bias")]
+    compare(model, positions("consecutive", 10))
+
+
+def compare(model, at: torch.Tensor) -> None:
+    model, ids = model.double(), token_ids(2, 10)
     with torch.no_grad():
         ours = model(ids, position_ids=at).last_hidden_state[1:]
     # transformers' scaled frequencies are float32, whatever the model is.

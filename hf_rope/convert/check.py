@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from .checkpoint import read_tokenizer
+from .checkpoint import read_config, read_tokenizer
 from .source import RELATIVE_KEYS
+from .sources import SOURCES
 from .weights import HEADS
 
 TEXTS = (
@@ -66,7 +67,7 @@ def check_against_source(name: str, model: PreTrainedModel) -> tuple[float, floa
     Raises:
         ValueError: no class of transformers computes the source.
     """
-    raw, _ = PreTrainedConfig.get_config_dict(name)
+    config, raw = read_config(name, SOURCES)
     if raw.get("position_embedding_type") in RELATIVE_KEYS and raw["model_type"] != "hf_rope":
         raise ValueError(
             f"{name} has position_embedding_type={raw['position_embedding_type']!r}, which no class of transformers 5 "
@@ -77,5 +78,11 @@ def check_against_source(name: str, model: PreTrainedModel) -> tuple[float, floa
     if not hasattr(transformers, class_name) or (head == "Model" and not class_name.endswith("Model")):
         class_name = "AutoModel" + head.removeprefix("Model")
     native = getattr(transformers, class_name)
-    source = native.from_pretrained(name, dtype=torch.float32).eval()
+    source, info = native.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
+    if absent := sorted(key for key in info["missing_keys"] if "pooler." not in key):
+        raise ValueError(
+            f"{class_name} of transformers {transformers.__version__} does not find {absent[0]} in {name}, so there is "
+            "nothing to check against: convert it without --check."
+        )
+    source.eval()
     return difference(source, copy.deepcopy(model).float(), sample(source.config, read_tokenizer(name), head))

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -14,11 +15,17 @@ from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTra
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file
 
 from ..model.configuration_hf_rope import BASE_KEYS, HfRopeConfig
+from .remote_code import as_native, has_own_code
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model"),
     *("spm.model", "spiece.model", "tokenizer.model"),
 )
+
+REFUSED = {
+    "modernbert": "its norms come before attention and feed-forward, and most of its layers see a window of tokens only"
+}
+"""Architectures that are near to those that are known, and why they are not."""
 
 MODULES = "modules.json"
 OWN_FILES = (MODULES, "config_sentence_transformers.json", "sentence_*_config.json")
@@ -61,29 +68,21 @@ def read_checkpoint(source: PreTrainedModel | str | Path, known) -> Checkpoint:
         TypeError, ValueError: it is nothing of these, or a part is missing, unknown or broken.
     """
     if isinstance(source, PreTrainedModel):
+        if has_own_code(source.config.to_dict()):
+            raise ValueError(
+                f"{type(source).__name__} is a class of a checkpoint's own code: give its folder or Hub name "
+                "instead, where its settings are read."
+            )
         check_type(source.config.model_type, "The model's class", known)
         tensors = dict(source.state_dict())
         return Checkpoint("a model", source.config, type(source).__name__, tensors, widest(tensors))
     if not isinstance(source, str | Path):
         raise TypeError(f"The source is a {type(source).__name__}; it must be a model, a folder or a name on the Hub.")
     name = str(source)
-    try:
-        raw, _ = PreTrainedConfig.get_config_dict(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{name} has no config.json that can be read: {first_line(error)}") from None
-    if not raw:
-        raise ValueError(f"{name} has no config.json that can be read: save the model again with save_pretrained(...).")
-    if "model_type" not in raw:
-        raise ValueError(f"{name}/config.json has no model_type: add the one that is right of {', '.join(known)}.")
-    check_type(raw["model_type"], f"{name}/config.json", known)
-    config_class = HfRopeConfig if raw["model_type"] == "hf_rope" else CONFIG_MAPPING[raw["model_type"]]
-    try:
-        config = config_class.from_dict(dict(raw))
-    except StrictDataclassError as error:
-        raise ValueError(f"{name}/config.json does not fit: {error.__cause__ or error}.") from None
+    config, raw = read_config(name, known)
     known_keys = {
         *BASE_KEYS,
-        *(field.name for field in fields(config_class)),
+        *(field.name for field in fields(config)),
         "position_embedding_type",
         "attribute_map",
     }
@@ -93,7 +92,33 @@ def read_checkpoint(source: PreTrainedModel | str | Path, known) -> Checkpoint:
     return Checkpoint(name, config, class_name, tensors, widest(tensors), unread)
 
 
+def read_config(name: str, known) -> tuple[PreTrainedConfig, dict[str, Any]]:
+    """The configuration of a folder or a repository, and the dictionary that it was built from."""
+    try:
+        raw, _ = PreTrainedConfig.get_config_dict(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} has no config.json that can be read: {first_line(error)}") from None
+    if not raw:
+        raise ValueError(f"{name} has no config.json that can be read: save the model again with save_pretrained(...).")
+    if "model_type" not in raw:
+        raise ValueError(f"{name}/config.json has no model_type: add the one that is right of {', '.join(known)}.")
+    raw = as_native(raw)
+    check_type(raw["model_type"], f"{name}/config.json", known)
+    if raw["model_type"] not in CONFIG_MAPPING:
+        raise ValueError(
+            f"{name}/config.json has model_type={raw['model_type']!r}, which transformers {transformers.__version__} "
+            "does not have: install a newer one."
+        )
+    config_class = HfRopeConfig if raw["model_type"] == "hf_rope" else CONFIG_MAPPING[raw["model_type"]]
+    try:
+        return config_class.from_dict(dict(raw)), raw
+    except StrictDataclassError as error:
+        raise ValueError(f"{name}/config.json does not fit: {error.__cause__ or error}.") from None
+
+
 def check_type(model_type: str, where: str, known) -> None:
+    if reason := REFUSED.get(model_type):
+        raise ValueError(f"{where} has model_type={model_type!r}, which cannot be converted: {reason}.")
     if model_type not in known:
         raise ValueError(f"{where} has model_type={model_type!r}, which has no conversion; known: {', '.join(known)}.")
 

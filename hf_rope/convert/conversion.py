@@ -11,13 +11,14 @@ from transformers import PreTrainedModel
 from ..model import modeling_hf_rope
 from ..model.configuration_hf_rope import OLD_NAMES, HfRopeConfig
 from .checkpoint import Checkpoint, read_checkpoint
-from .source import Source, rename
+from .source import Source, lacks, rename
 from .sources import SOURCES
 from .weights import HEAD_PARTS, HEADS, Report, change_pairing, is_positional, named_tensors
 
 OWN_SETTINGS = {
     *("embedding_size", "position_embedding_type", "position_options", "rope_parameters", "classifier_pooling"),
-    *("pooler_activation", "architectures", "dtype", "transformers_version"),
+    *("attention_bias", "feed_forward_type", "mlp_bias", "pooler_activation"),
+    *("architectures", "dtype", "transformers_version"),
 }
 """Fields of HfRopeConfig that are not taken from a source's field of the same name."""
 DECODER = "lm_head.decoder.weight"
@@ -113,7 +114,7 @@ def head_of(checkpoint: Checkpoint, source: Source, report: Report) -> str:
         report.notes.append("config.json names no class (architectures): the encoder is converted, without a head.")
         return "Model"
     head = checkpoint.class_name.removeprefix(checkpoint.family)
-    if head != "Model" and not any(key.startswith(f"{source.prefix}.") for key in checkpoint.tensors):
+    if head != "Model" and all(key == source.without_prefix(key) for key in checkpoint.tensors):
         report.notes.append(
             f"The source calls itself {checkpoint.class_name} and holds an encoder alone, which is what is converted."
         )
@@ -141,7 +142,7 @@ def renamed_tensors(checkpoint: Checkpoint, source: Source, head: str, report: R
     """
     tensors: dict[str, torch.Tensor] = {}
     for key, tensor in checkpoint.tensors.items():
-        key = key.removeprefix(f"{source.prefix}.")
+        key = source.without_prefix(key)
         if key.endswith((".gamma", ".beta")):  # LayerNorm's names in the checkpoints of 2018 and 2019
             key = key.removesuffix(".gamma") + ".weight" if key.endswith(".gamma") else key[: -len("beta")] + "bias"
         if reason := next((why for pattern, why in source.dropped.items() if re.search(pattern, key)), None):
@@ -227,7 +228,4 @@ def fill(model: PreTrainedModel, tensors: dict, origin: dict[str, str], names: d
         elif report.needs_training and is_positional(key):
             report.new[key] = "initialised at random"
         else:
-            raise ValueError(
-                f"The source lacks the tensor {rename(key, backwards) or key}: load what it has with the class that it "
-                "was saved from, such as the encoder alone, and convert that model."
-            )
+            raise lacks(rename(key, backwards) or key)

@@ -66,6 +66,8 @@ class Source:
 
     prefix: ClassVar[str]
     """What the encoder's tensors begin with where the model has a head."""
+    other_prefix: ClassVar[str | None] = None
+    """The same in checkpoints that came with code of their own."""
     names: ClassVar[dict[str, str]]
     """The source's modules and what they are called here."""
     heads: ClassVar[dict[str, str]] = {}
@@ -108,6 +110,13 @@ class Source:
         """`names`, where they depend on a setting."""
         return self.names
 
+    def without_prefix(self, key: str) -> str:
+        """The name of a tensor in the encoder alone."""
+        for prefix in (self.prefix, self.other_prefix):
+            if prefix is not None and key.startswith(f"{prefix}."):
+                return key.removeprefix(f"{prefix}.")
+        return key
+
 
 NUMBER = re.compile(r"\.(\d+)(?=\.|$)")
 
@@ -123,6 +132,14 @@ def refuse(config, key: str, why: str, unless: Collection = ()) -> None:
     """Raises ValueError for a setting, unless it is not there or has one of the values that are right."""
     if hasattr(config, key) and (value := getattr(config, key)) not in unless:
         raise ValueError(f"The source has {key}={value!r}, which cannot be converted: {why}.")
+
+
+def lacks(key: str) -> ValueError:
+    """What is raised where a tensor is missing."""
+    return ValueError(
+        f"The source lacks the tensor {key}: load what it has with the class that it was saved from, such as the "
+        "encoder alone, and convert that model."
+    )
 
 
 def absolute_or_relative(config) -> str:

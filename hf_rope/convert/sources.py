@@ -6,6 +6,7 @@ from dataclasses import fields
 from ..model.configuration_hf_rope import HfRopeConfig
 from .from_deberta import DebertaSource, DebertaV2Source
 from .from_roformer import RoFormerSource
+from .from_rotary import GteSource, JinaSource, NomicBertSource
 from .source import (
     CLASSIFIERS,
     COMPUTED,
@@ -231,6 +232,9 @@ SOURCES: dict[str, Source] = {
     "deberta": DebertaSource(),
     "deberta-v2": DebertaV2Source(),
     "roformer": RoFormerSource(),
+    "jina_embeddings_v3": JinaSource(),
+    "nomic_bert": NomicBertSource(),
+    "gte": GteSource(),
     "hf_rope": HfRopeSource(),
 }
 """By the `model_type` of the configuration."""

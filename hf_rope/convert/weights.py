@@ -75,7 +75,8 @@ def change_pairing(tensors: dict[str, torch.Tensor], config, pairing: str) -> No
         for name in rows:
             for leaf in ("weight", "bias"):
                 key = f"{attention}.{name}.{leaf}"
-                tensors[key] = tensors[key][order.to(tensors[key].device)]
+                if key in tensors:  # not a bias without attention_bias
+                    tensors[key] = tensors[key][order.to(tensors[key].device)]
         if "value" in rows:
             key = f"{attention}.output.weight"
             tensors[key] = tensors[key][:, order.to(tensors[key].device)]

@@ -28,10 +28,11 @@ class MultiHead(nn.Module):
         self.num_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
-        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        size, bias = config.hidden_size, config.attention_bias
+        self.query = nn.Linear(size, size, bias=bias)
+        self.key = nn.Linear(size, size, bias=bias)
+        self.value = nn.Linear(size, size, bias=bias)
+        self.output = nn.Linear(size, size, bias=bias)
 
     def by_head(self, x: torch.Tensor) -> torch.Tensor:
         """(B, L, D) -> (B, H, L, E)."""

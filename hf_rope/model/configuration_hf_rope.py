@@ -108,6 +108,10 @@ class HfRopeConfig(PreTrainedConfig):
             such as `{"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0}`.
         attention_type: "softmax", or "linear" for RoFormer's eq. 19, under a scheme that adds nothing to scores or to
             values; `attention_probs_dropout_prob` is then without effect.
+        attention_bias: whether query, key, value and output projections have biases.
+        feed_forward_type: "dense", or "gated" for two projections to `intermediate_size`, the activation of one times
+            the other (GEGLU and SwiGLU, with `hidden_act` "gelu" and "silu").
+        mlp_bias: whether the feed-forward's layers have biases; the two projections of a gate have none either way.
         feature_map: of linear attention: "elu", phi(x) = elu(x) + 1, or "favor", FAVOR+, which estimates softmax.
         num_features: of "favor", an even number with rotary positions; None for four times the head size.
         feature_seed: of "favor": the random features of a new model follow from it, saved ones are loaded; None for 0.
@@ -150,6 +154,9 @@ class HfRopeConfig(PreTrainedConfig):
     position_options: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
     attention_type: Literal["softmax", "linear"] = "softmax"
+    attention_bias: bool = True
+    feed_forward_type: Literal["dense", "gated"] = "dense"
+    mlp_bias: bool = True
     feature_map: Literal["elu", "favor"] | None = None
     num_features: int | None = None
     feature_seed: int | None = None

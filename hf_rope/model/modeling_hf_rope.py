@@ -91,6 +91,22 @@ class HfRopeEmbeddings(nn.Module):
         return x + self.token_type_embeddings(token_type_ids).to(x.device)
 
 
+class HfRopeGate(nn.Module):
+    """The activation of a gated feed-forward: the first half's activation times the second, (..., 2 * I) -> (..., I).
+
+    Shazeer 2020 (arXiv 2002.05202), eq. 6, FFN_GLU(x, W, V, W2) = (act(x W) * x V) W2, without biases of W and V. Both
+    are one linear layer, `intermediate`.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.activation: Callable = ACT2FN[config.hidden_act]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = x.chunk(2, dim=-1)
+        return self.activation(gate) * up
+
+
 class HfRopeLayer(GradientCheckpointingLayer):
     """Attention, cross-attention if any, and feed-forward, each with dropout, residual and norm after it (as BERT)."""
 
@@ -102,9 +118,11 @@ class HfRopeLayer(GradientCheckpointingLayer):
         if config.add_cross_attention:
             self.cross_attention = HfRopeCrossAttention(config, layer_idx)
             self.cross_attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACT2FN[config.hidden_act]
-        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
+        size, gated = config.intermediate_size, config.feed_forward_type == "gated"
+        bias = config.mlp_bias and not gated
+        self.intermediate = nn.Linear(config.hidden_size, 2 * size if gated else size, bias=bias)
+        self.activation = HfRopeGate(config) if gated else ACT2FN[config.hidden_act]
+        self.output = nn.Linear(size, config.hidden_size, bias=config.mlp_bias)
         self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 

@@ -75,6 +75,7 @@ CONFIGS = {
     ),
     "padding id beyond the vocabulary": ("none", {"pad_token_id": 99}, "pad_token_id is 99", "from 0 to 98", "size=99"),
     "negative padding id": ("none", {"pad_token_id": -1}, "pad_token_id is -1", "None or from 0 to 98"),
+    "activation of a gate": ("none", {"hidden_act": "gleu", "feed_forward_type": "gated"}, "hidden_act='gleu'", "silu"),
     "unknown activation": ("none", {"hidden_act": "gleu"}, "hidden_act='gleu'", "nearest is 'gelu'", "silu"),
     "pooler activation": ("none", {"pooler_activation": "tahn"}, "activation='tahn'", "nearest is 'tanh'", "silu"),
     **{
@@ -99,6 +100,9 @@ WRONG_TYPES = {
     "number as text": {"vocab_size": "99"},
     "fraction": {"hidden_size": 32.0},
     "pooling": {"classifier_pooling": "max"},
+    "feed-forward": {"feed_forward_type": "glu"},
+    "attention bias as a number": {"attention_bias": 1},
+    "feed-forward bias as text": {"mlp_bias": "no"},
 }
 
 
