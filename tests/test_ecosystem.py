@@ -25,7 +25,7 @@ from transformers import (
     pipeline,
 )
 
-from helpers import FEW, SIZES, over, tiny_config, tiny_model
+from helpers import FEW, SIZES, over, tiny_config, tiny_model, token_ids
 from hf_rope import (
     SCHEMES,
     HfRopeForCausalLM,
@@ -278,6 +278,19 @@ def test_dynamic_int8_is_close_and_small(scheme, batch, tmp_path, record_propert
     assert cosine > 0.99
     assert sizes[1] < 0.8 * sizes[0]
     assert type(small.model.layers[0].attention.query) is not torch.nn.Linear
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_decoder_in_dynamic_int8_generates_with_its_cache(scheme):
+    model = tiny_model(scheme, HfRopeForCausalLM, is_decoder=True).eval()
+    small = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    ids = token_ids(2, 6)
+    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    steps = small.generate(ids, **settings, output_logits=True, return_dict_in_generate=True)
+    with torch.no_grad():
+        expected = model(steps.sequences).logits[:, 5:-1]
+    assert steps.sequences.shape == (2, 12)
+    assert torch.cosine_similarity(torch.stack(steps.logits, 1), expected, dim=-1).min() > 0.99
 
 
 def test_gradient_checkpointing_in_trainer_gives_the_same_losses(encoded, tokenizer, tmp_path):
