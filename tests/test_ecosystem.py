@@ -290,7 +290,7 @@ def test_a_decoder_in_dynamic_int8_generates_with_its_cache(scheme):
     with torch.no_grad():
         expected = model(steps.sequences).logits[:, 5:-1]
     assert steps.sequences.shape == (2, 12)
-    assert torch.cosine_similarity(torch.stack(steps.logits, 1), expected, dim=-1).min() > 0.99
+    assert torch.cosine_similarity(torch.stack(steps.logits, 1), expected, dim=-1).min() > 0.98
 
 
 def test_gradient_checkpointing_in_trainer_gives_the_same_losses(encoded, tokenizer, tmp_path):
