@@ -46,8 +46,9 @@ def run(
     package.report(output)
     show(output)
     if failed:
-        last_lines = (f"{name}: {text.strip().splitlines()[-1]}" for name, text in failed.items())
-        raise ValueError(f"{len(failed)} cells failed; --resume tries them again. " + " ".join(last_lines))
+        number = "1 cell" if len(failed) == 1 else f"{len(failed)} cells"
+        errors = "; ".join(f"{name}: {text.strip().splitlines()[-1]}" for name, text in failed.items())
+        raise ValueError(f"{number} failed, and --resume tries again: {errors}")
 
 
 @app.command()

@@ -240,46 +240,50 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
     return result
 
 
-def train(cell: Cell, folder: Path) -> dict[str, Any]:
-    """The result of a cell."""
-    task, settings = build_task(cell), cell.settings
+def build_trainer(cell: Cell, task: Task, folder: Path) -> Trainer:
+    """The stock Trainer on the task's examples, in their own order."""
     arguments = training_arguments(cell, task, folder)
-    model = build_model(cell, task)
-    clock = Clock(folder, settings["tokens_per_step"])
+    examples = cell.settings["steps"] * arguments.per_device_train_batch_size
     trainer = Trainer(
-        model=model,
+        model=build_model(cell, task),
         args=arguments,
         data_collator=task.collator(),
-        train_dataset=task.training(settings["seed"], settings["steps"] * arguments.per_device_train_batch_size),
+        train_dataset=task.training(cell.settings["seed"], examples),
         eval_dataset=task.evaluation(),
         compute_metrics=task.compute_metrics,
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
-        callbacks=[clock],
+        callbacks=[Clock(folder, cell.settings["tokens_per_step"])],
     )
     trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def train(cell: Cell, folder: Path) -> dict[str, Any]:
+    """The result of a cell."""
+    task = build_task(cell)
+    trainer = build_trainer(cell, task, folder)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     history = trainer.state.log_history
-    measured = [row for row in history if "eval_loss" in row]
-    evaluations = {"validation": scores(task, measured[-1], "eval")}
+    steps = [row["step"] for row in history if "eval_loss" in row]
+    measured = [scores(task, row, "eval") for row in history if "eval_loss" in row]
+    evaluations = {"validation": measured[-1]}
     for length in task.test_lengths:
         evaluations[str(length)] = score_length(trainer, task, length)
     if cell.keep_model:
         trainer.save_model(str(folder / "model"))
+    clock = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Clock))
     return {
         "task": cell.task,
         "scheme": cell.scheme,
-        "settings": settings,
+        "settings": cell.settings,
         "evaluations": evaluations,
         "curve": {
-            "step": [row["step"] for row in measured],
+            "step": steps,
             "training_loss": [row["loss"] for row in history if "loss" in row],
-            **{
-                f"validation_{key}": [scores(task, row, "eval")[key] for row in measured]
-                for key in evaluations["validation"]
-            },
+            **{f"validation_{key}": [row[key] for row in measured] for key in measured[0]},
         },
         "baseline": task.baseline(),
-        "parameters": model.num_parameters(),
+        "parameters": trainer.model.num_parameters(),
         "speed": {"seconds": clock.seconds, "tokens_per_second": clock.tokens_per_second},
         "versions": {
             "python": platform.python_version(),

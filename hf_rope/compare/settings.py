@@ -11,6 +11,8 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 
 T = TypeVar("T")
+MOST_LISTED = 20
+"""A refusal lists the keys that there are where they are so few."""
 
 
 class Loader(yaml.SafeLoader):
@@ -38,9 +40,8 @@ def require_known(settings: Mapping[str, Any], known: Collection[str], where: st
     for key in settings:
         if key not in known:
             nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
-            raise ValueError(
-                f"{where} has {key!r}, which nothing reads; the nearest is {nearest!r}, all are: {', '.join(known)}."
-            )
+            others = f", all are: {', '.join(known)}" if len(known) <= MOST_LISTED else ""
+            raise ValueError(f"{where} has {key!r}, which nothing reads; the nearest is {nearest!r}{others}.")
 
 
 def build(cls: type[T], settings: Any, where: str) -> T:

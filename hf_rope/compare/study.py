@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
-from transformers import TrainingArguments
+from transformers import PreTrainedConfig, TrainingArguments
 
 from ..model.configuration_hf_rope import HfRopeConfig
 from ..model.positions import SCHEMES
@@ -17,8 +17,9 @@ from .cell import SET_BY_CELL, Cell
 from .settings import build, read_yaml, require_known
 from .tasks import TASKS, Task
 
-CONFIG_KEYS = {field.name for field in fields(HfRopeConfig)}
-TRAINING_KEYS = {field.name for field in fields(TrainingArguments)} - SET_BY_CELL
+OF_ALL_MODELS = {field.name for field in fields(PreTrainedConfig)}
+CONFIG_KEYS = [field.name for field in fields(HfRopeConfig) if field.name not in OF_ALL_MODELS]
+TRAINING_KEYS = [field.name for field in fields(TrainingArguments) if field.name not in SET_BY_CELL]
 
 
 @strict
@@ -52,10 +53,10 @@ class Study:
     question: str = "A comparison of position schemes"
     model: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
-    learning_rates: list[float] = field(default_factory=lambda: [1e-3])
+    learning_rates: list[float | int] = field(default_factory=lambda: [1e-3])
     precision: Literal["float32", "bfloat16"] = "float32"
     training: dict[str, Any] = field(default_factory=dict)
-    threshold: float | None = None
+    threshold: float | int | None = None
     keep_model: bool = False
 
     folder: Path = field(default=Path(), init=False)
@@ -101,7 +102,7 @@ class Study:
         try:
             TrainingArguments(**self.training, report_to="none", use_cpu=True)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"training: {' '.join(str(error).split())}") from None
+            raise ValueError(f"training: {' '.join(str(error).split()).rstrip('.')}.") from None
 
     @cached_property
     def built_tasks(self) -> dict[str, Task]:
@@ -127,7 +128,9 @@ class Study:
         for name in task.files():
             found = [path for path in (self.folder / name, Path(name)) if path.is_file()]
             if not found:
-                raise ValueError(f"there is no file {name!r}, neither from {self.folder} nor from {Path.cwd()}.")
+                raise ValueError(
+                    f"there is no file {name!r}, neither from {self.folder.resolve()} nor from {Path.cwd()}."
+                )
             paths[name] = found[0].resolve()
         return paths
 

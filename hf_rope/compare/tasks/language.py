@@ -124,7 +124,7 @@ class MaskedLM(BytesTask):
         mlm_probability: the share of bytes to predict.
     """
 
-    mlm_probability: float = 0.15
+    mlm_probability: float | int = 0.15
 
     head = AutoModelForMaskedLM
 

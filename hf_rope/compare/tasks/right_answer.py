@@ -1,6 +1,6 @@
 """Tasks with a right answer: a class for each token of a sequence that is drawn from the seed.
 
-Shapes: n the length of a sequence. Symbols are 1 to `symbols`; 0 is padding, and no label's class but "there is none".
+Shapes: n the length of a sequence. Symbols are 1 to `symbols`; 0 is padding.
 """
 
 from abc import abstractmethod
@@ -59,23 +59,24 @@ class RightAnswer(Task):
         """The token in whose place an answer is asked for."""
         return self.symbols + 1
 
-    @abstractmethod
-    def draw(self, n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """The ids and the labels of one sequence, both (n,)."""
-
-    def random_symbols(self, n: int, generator: torch.Generator) -> torch.Tensor:
+    def draw(self, n: int, generator: torch.Generator) -> torch.Tensor:
+        """The ids of one sequence, (n,)."""
         return torch.randint(1, self.symbols + 1, (n,), generator=generator)
+
+    @abstractmethod
+    def answers(self, ids: torch.Tensor) -> torch.Tensor:
+        """(n,) ids -> (n,) labels, NO_LABEL where nothing is asked for."""
 
     def example(self, seed: int, number: int, length: int | None) -> Example:
         """One sequence, padded to the longest of its set."""
         generator = seeded(seed, length or 0, number)
         n = length or int(torch.randint(self.shortest, self.length + 1, (), generator=generator))
-        ids, labels = self.draw(n, generator)
+        ids = self.draw(n, generator)
         pad = (0, (length or self.length) - n)
         return {
             "input_ids": torch.nn.functional.pad(ids, pad),
             "attention_mask": torch.nn.functional.pad(torch.ones_like(ids), pad),
-            "labels": torch.nn.functional.pad(labels, pad, value=NO_LABEL),
+            "labels": torch.nn.functional.pad(self.answers(ids), pad, value=NO_LABEL),
         }
 
     def training(self, seed, number):
@@ -103,14 +104,18 @@ class RightAnswer(Task):
 
 
 class Copy(RightAnswer):
-    """Symbols, then as many blanks; each blank asks for the symbol at its own place among the symbols."""
+    """Symbols, then as many blanks, one more where n is odd; the i-th blank asks for the i-th symbol."""
 
     def draw(self, n, generator):
-        given = self.random_symbols(n // 2, generator)
-        asked = n - len(given)
-        ids = torch.cat([given, torch.full((asked,), self.blank)])
-        answers = torch.nn.functional.pad(self.answer(given), (0, asked - len(given)), value=NO_LABEL)
-        return ids, torch.cat([torch.full_like(given, NO_LABEL), answers])
+        ids = super().draw(n, generator)
+        ids[n // 2 :] = self.blank
+        return ids
+
+    def answers(self, ids):
+        half = len(ids) // 2
+        labels = torch.full_like(ids, NO_LABEL)
+        labels[half : 2 * half] = self.answer(ids[:half])
+        return labels
 
     def answer(self, given: torch.Tensor) -> torch.Tensor:
         return given
@@ -135,11 +140,10 @@ class TokenAtDistance(RightAnswer):
         if not 1 <= self.distance < self.shortest:
             raise ValueError(f"distance is {self.distance}; it must be from 1 to shortest - 1, {self.shortest - 1}.")
 
-    def draw(self, n, generator):
-        ids = self.random_symbols(n, generator)
+    def answers(self, ids):
         labels = ids.roll(self.distance)
         labels[: self.distance] = NO_LABEL
-        return ids, labels
+        return labels
 
 
 @strict
@@ -154,47 +158,48 @@ class TokenAtPlace(RightAnswer):
         if not 0 <= self.place < self.shortest:
             raise ValueError(f"place is {self.place}; it must be from 0 to shortest - 1, {self.shortest - 1}.")
 
-    def draw(self, n, generator):
-        ids = self.random_symbols(n, generator)
-        return ids, ids[self.place].repeat(n)
+    def answers(self, ids):
+        return ids[self.place].repeat(len(ids))
 
 
 class FirstRepeat(RightAnswer):
     """Each token asks which symbol is the first to occur for a second time; class 0 where none does."""
 
-    def draw(self, n, generator):
-        ids = self.random_symbols(n, generator)
+    def answers(self, ids):
         again = (ids[:, None] == ids[None]).tril(-1).any(1)
-        return ids, (ids[again.int().argmax()] if again.any() else torch.tensor(0)).repeat(n)
+        return (ids[again.int().argmax()] if again.any() else torch.tensor(0)).repeat(len(ids))
 
 
 class SortByPosition(RightAnswer):
     """The token at place i asks for the i-th smallest symbol of the sequence."""
 
-    def draw(self, n, generator):
-        ids = self.random_symbols(n, generator)
-        return ids, ids.sort().values
+    def answers(self, ids):
+        return ids.sort().values
 
 
 class DyckDepth(RightAnswer):
-    """Opening (odd) and closing (even) brackets; each token asks how many are open after it.
+    """Brackets that open (1) and close (2); each token asks how many are open after it.
 
-    At each place a bracket opens or closes with equal chance, but where none is open or `symbols` are.
+    One opens or closes with equal chance, but where none is open or `symbols` are.
     """
 
     def draw(self, n, generator):
-        opens, depth, ids, labels = torch.rand(n, generator=generator) < 0.5, 0, [], []
-        for wanted in opens.tolist():
-            opening = depth == 0 or (wanted and depth < self.symbols)
-            depth += 1 if opening else -1
-            ids.append(1 if opening else 2)
-            labels.append(depth)
-        return torch.tensor(ids), torch.tensor(labels)
+        depth, ids = 0, []
+        for wanted in torch.randint(0, 2, (n,), generator=generator).tolist():
+            opens = depth == 0 or (wanted and depth < self.symbols)
+            depth += 1 if opens else -1
+            ids.append(1 if opens else 2)
+        return torch.tensor(ids)
+
+    def answers(self, ids):
+        return (3 - 2 * ids).cumsum(0)
 
 
 class Parity(RightAnswer):
     """Bits (1 and 2); each token asks whether the number of 2s up to it, itself included, is odd."""
 
     def draw(self, n, generator):
-        ids = torch.randint(1, 3, (n,), generator=generator)
-        return ids, (ids == 2).cumsum(0) % 2
+        return torch.randint(1, 3, (n,), generator=generator)
+
+    def answers(self, ids):
+        return (ids == 2).cumsum(0) % 2
