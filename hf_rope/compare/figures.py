@@ -126,7 +126,7 @@ def draw_steps(summary: dict[str, Any]) -> Figure:
             above = [high - mean for mean, high in zip(means, highs, strict=True)]
             axes.errorbar(places, means, yerr=[below, above], capsize=2, linewidth=1.2, label=scheme, **style[scheme])
     axes.axhline(summary["study"]["steps"], color="grey", linewidth=1, linestyle=":")
-    axes.text(min(tasks), beyond * 1.03, "not reached by every seed's last step", fontsize=8, color="grey")
+    axes.text(min(tasks), beyond * 1.03, "above the line: not reached", fontsize=8, color="grey")
     axes.set_xscale("log", base=2)
     axes.set_xticks([*tasks], [str(length) for length in tasks])
     axes.minorticks_off()
