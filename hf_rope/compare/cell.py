@@ -262,6 +262,7 @@ def train(cell: Cell, folder: Path) -> dict[str, Any]:
     """The result of a cell."""
     task = build_task(cell)
     trainer = build_trainer(cell, task, folder)
+    model: Any = trainer.model
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     history = trainer.state.log_history
     steps = [row["step"] for row in history if "eval_loss" in row]
@@ -283,7 +284,7 @@ def train(cell: Cell, folder: Path) -> dict[str, Any]:
             **{f"validation_{key}": [row[key] for row in measured] for key in measured[0]},
         },
         "baseline": task.baseline(),
-        "parameters": trainer.model.num_parameters(),
+        "parameters": model.num_parameters(),
         "speed": {"seconds": clock.seconds, "tokens_per_second": clock.tokens_per_second},
         "versions": {
             "python": platform.python_version(),
