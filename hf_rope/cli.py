@@ -1,6 +1,6 @@
 """`hf-rope convert SRC DST`: a native checkpoint as an hf_rope one with its code; `hf-rope to-native SRC DST`: back.
 
-`hf-rope inspect` is in cli_inspect.py.
+`hf-rope inspect` is in cli_inspect.py, `hf-rope compare` in cli_compare.py.
 """
 
 import os
@@ -19,6 +19,7 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typer.core import TyperGroup
 
+from . import cli_compare
 from .cli_inspect import inspect
 from .convert import Report
 from .convert import convert as convert_checkpoint
@@ -46,6 +47,7 @@ class Commands(TyperGroup):
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(inspect)
+app.add_typer(cli_compare.app, name="compare")
 
 
 @app.callback()

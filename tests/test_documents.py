@@ -21,6 +21,7 @@ SCHEMES_PAGE = (ROOT / "docs/schemes.md").read_text(encoding="utf-8")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("model_cards/*.md")])
 PRINTS = {
     "README.md": ["torch.Size([1, 32, 64])", "HfRopeForSequenceClassification"],
+    "docs/compare.md": ["Which of three schemes", "report.md, results.json, study.json"],
     "docs/convert.md": ["HfRopeForMaskedLM learned", "BertForMaskedLM", "Written to my-bert-again."],
     "docs/decoders.md": ["tensor([[", "torch.Size([1, 8, 1000])"],
     "docs/hub.md": ["fill-mask"],

@@ -19,7 +19,7 @@ from hf_rope import SCHEMES
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {
-    "hf_rope": {"inspect"},
+    "hf_rope": {"inspect", "compare", "ray", "dask"},
     "examples": {"examples", "chinese"},
     "benchmarks": {"benchmarks"},
     "tests": {"tests"},

@@ -1,0 +1,308 @@
+"""Cell: one model of a study, trained by the stock Trainer. What comes out follows from its settings alone."""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState, PrinterCallback
+from transformers.utils import logging
+
+from ..model.configuration_hf_rope import HfRopeConfig
+from .tasks import TASKS, Task
+
+RESULT, PROGRESS, ERROR, COMPLETE = "result.json", "progress.json", "error.txt", "complete"
+SET_BY_CELL = {
+    "bf16",
+    "data_seed",
+    "dataloader_pin_memory",
+    "disable_tqdm",
+    "eval_steps",
+    "eval_strategy",
+    "fp16",
+    "learning_rate",
+    "log_level",
+    "logging_nan_inf_filter",
+    "logging_steps",
+    "logging_strategy",
+    "max_steps",
+    "num_train_epochs",
+    "output_dir",
+    "per_device_eval_batch_size",
+    "per_device_train_batch_size",
+    "prediction_loss_only",
+    "remove_unused_columns",
+    "report_to",
+    "resume_from_checkpoint",
+    "save_steps",
+    "save_strategy",
+    "save_total_limit",
+    "seed",
+    "train_sampling_strategy",
+    "use_cpu",
+}
+"""The keys of TrainingArguments that a study cannot give, since they follow from its other settings."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A scheme, a task, a learning rate and a seed.
+
+    Args:
+        task, scheme: their names in the study.
+        settings: all that decides the result, as JSON has it: the hash of the files included, their places not.
+        paths: where the files lie on this machine.
+        keep_model: whether the weights stay.
+    """
+
+    task: str
+    scheme: str
+    settings: dict[str, Any]
+    paths: dict[str, str]
+    keep_model: bool
+
+    @property
+    def name(self) -> str:
+        """The name of its folder: what it is, and a hash of its settings."""
+        text = json.dumps(self.settings, sort_keys=True)
+        parts = (self.task, self.scheme, f"lr{self.settings['learning_rate']:g}", f"seed{self.settings['seed']}")
+        words = [re.sub(r"[^\w.]+", "_", part) for part in parts]
+        return "-".join([*words, hashlib.sha256(text.encode()).hexdigest()[:10]])
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """What a cell that is finished found; None where it is not."""
+    path = folder / RESULT
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file that is whole or not there; numbers that are not finite become null."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(json.dumps(finite(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """One thread, so that sums are the same whichever worker takes them, and no output of transformers."""
+    threads, verbosity = torch.get_num_threads(), logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def build_task(cell: Cell) -> Task:
+    settings = dict(cell.settings["task"])
+    task = TASKS[settings.pop("kind")](**settings)
+    task.load({name: Path(path) for name, path in cell.paths.items()})
+    return task
+
+
+def build_model(cell: Cell, task: Task) -> PreTrainedModel:
+    """The model with its initial values: all that it shares with the model without positions is as in that one."""
+    keys, seed = {**task.config(), **cell.settings["config"]}, cell.settings["seed"]
+    if keys.get("feature_map") == "favor":
+        keys.setdefault("feature_seed", seed)
+    shared = {key: value for key, value in keys.items() if key not in ("position_options", "rope_parameters")}
+    torch.manual_seed(seed)
+    plain = task.head.from_config(HfRopeConfig(**{**shared, "position_embedding_type": "none"})).state_dict()
+    torch.manual_seed(seed)
+    model = task.head.from_config(HfRopeConfig(**keys))
+    own = model.state_dict()
+    same = {name: value for name, value in plain.items() if name in own and own[name].shape == value.shape}
+    model.load_state_dict({**own, **same})
+    return model
+
+
+class Clock(TrainerCallback, ExportableState):
+    """Counts the seconds of optimizer steps, without evaluations and saving, and tells the folder how far they are."""
+
+    def __init__(self, folder: Path, tokens_per_step: int):
+        self.folder, self.tokens_per_step = folder, tokens_per_step
+        self.steps, self.seconds, self.told = 0, 0.0, 0.0
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"steps": self.steps, "seconds": self.seconds}}
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self.steps * self.tokens_per_step / self.seconds if self.seconds else None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        saved = state.stateful_callbacks[type(self).__name__]["attributes"]
+        self.steps, self.seconds = saved["steps"], saved["seconds"]
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.began = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds += time.perf_counter() - self.began
+        self.steps += 1
+        if time.monotonic() > self.told + 1:
+            self.told = time.monotonic()
+            write_json(self.folder / PROGRESS, {"step": state.global_step, "tokens_per_second": self.tokens_per_second})
+
+    def on_save(self, args, state, control, **kwargs):
+        """Marks a checkpoint as whole, which is written file by file."""
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint; half-written ones are removed."""
+    steps = {}
+    for path in folder.glob("checkpoint-*"):
+        if (path / COMPLETE).exists():
+            steps[int(path.name.split("-")[1])] = str(path)
+        else:
+            shutil.rmtree(path)
+    return steps[max(steps)] if steps else None
+
+
+def training_arguments(cell: Cell, task: Task, folder: Path) -> TrainingArguments:
+    settings = cell.settings
+    sequences = settings["tokens_per_step"] // task.length
+    every = settings["evaluate_every"]
+    return TrainingArguments(
+        **settings["training"],
+        output_dir=str(folder),
+        max_steps=settings["steps"],
+        per_device_train_batch_size=sequences,
+        per_device_eval_batch_size=sequences,
+        learning_rate=settings["learning_rate"],
+        seed=settings["seed"],
+        bf16=settings["precision"] == "bfloat16",
+        use_cpu=True,
+        train_sampling_strategy="sequential",
+        eval_strategy="steps",
+        eval_steps=every,
+        logging_steps=every,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,  # the older one is whole while the newer is written
+        prediction_loss_only=task.compute_metrics is None,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        log_level="error",
+        report_to="none",
+    )
+
+
+def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Trains a cell in its folder, from its last checkpoint on, and writes its result there; never twice.
+
+    Checkpoints are removed at the end. Raises what building or training raises.
+    """
+    found = read_result(folder)
+    if found is not None:
+        return found
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ERROR).unlink(missing_ok=True)
+    write_json(folder / PROGRESS, {"step": 0, "tokens_per_second": None})
+    try:
+        with alone():
+            result = train(cell, folder)
+        write_json(folder / RESULT, result)
+    finally:
+        (folder / PROGRESS).unlink(missing_ok=True)
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    return result
+
+
+def build_trainer(cell: Cell, task: Task, folder: Path) -> Trainer:
+    """The stock Trainer on the task's examples, in their own order."""
+    arguments = training_arguments(cell, task, folder)
+    examples = cell.settings["steps"] * arguments.per_device_train_batch_size
+    trainer = Trainer(
+        model=build_model(cell, task),
+        args=arguments,
+        data_collator=task.collator(),
+        train_dataset=task.training(cell.settings["seed"], examples),
+        eval_dataset=task.evaluation(),
+        compute_metrics=task.compute_metrics,
+        preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
+        callbacks=[Clock(folder, cell.settings["tokens_per_step"])],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def train(cell: Cell, folder: Path) -> dict[str, Any]:
+    """The result of a cell."""
+    task = build_task(cell)
+    trainer = build_trainer(cell, task, folder)
+    model: Any = trainer.model
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    history = trainer.state.log_history
+    steps = [row["step"] for row in history if "eval_loss" in row]
+    measured = [scores(task, row, "eval") for row in history if "eval_loss" in row]
+    evaluations = {"validation": measured[-1]}
+    for length in task.test_lengths:
+        evaluations[str(length)] = score_length(trainer, task, length)
+    if cell.keep_model:
+        trainer.save_model(str(folder / "model"))
+    clock = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Clock))
+    return {
+        "task": cell.task,
+        "scheme": cell.scheme,
+        "settings": cell.settings,
+        "evaluations": evaluations,
+        "curve": {
+            "step": steps,
+            "training_loss": [row["loss"] for row in history if "loss" in row],
+            **{f"validation_{key}": [row[key] for row in measured] for key in measured[0]},
+        },
+        "baseline": task.baseline(),
+        "parameters": model.num_parameters(),
+        "speed": {"seconds": clock.seconds, "tokens_per_second": clock.tokens_per_second},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+def score_length(trainer: Trainer, task: Task, length: int) -> dict[str, Any]:
+    """The scores of longer sequences, or why the scheme refuses them."""
+    model: Any = trainer.model
+    try:
+        model.base_model.position.require_length(length)
+    except ValueError as error:
+        return {"refused": str(error)}
+    return scores(task, trainer.evaluate(task.evaluation(length), metric_key_prefix="test"), "test")
+
+
+def scores(task: Task, metrics: dict[str, float], prefix: str) -> dict[str, float]:
+    return task.scores({key.removeprefix(f"{prefix}_"): value for key, value in metrics.items()})

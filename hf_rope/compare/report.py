@@ -1,0 +1,184 @@
+"""The report of a study: results.json, figures and report.md, from as many of its cells as are finished."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .cell import write_json
+from .figures import draw
+from .summary import rank, summarise
+
+DIGITS = {"loss": 3, "bits_per_byte": 3, "accuracy": 3}
+NAMES = {"loss": "loss (nats)", "bits_per_byte": "bits per byte", "accuracy": "accuracy"}
+CAPTIONS = {
+    "curves.png": "Learning curves: the mean over seeds, and their range as a band",
+    "steps_to_threshold.png": "Steps to the threshold against the length",
+    "by_length.png": "Scores at the lengths of training and at longer ones",
+}
+
+
+def report(output: str | Path) -> dict[str, Any]:
+    """Writes report.md, results.json and the figures into a study's folder, and returns what results.json holds.
+
+    Raises:
+        ValueError: the folder holds no study.
+    """
+    folder = Path(output)
+    summary = summarise(folder)
+    figures = draw(summary, folder)
+    write_json(folder / "results.json", summary)
+    (folder / "report.md").write_text(markdown(summary, figures), encoding="utf-8")
+    return summary
+
+
+def markdown(summary: dict[str, Any], figures: Sequence[str]) -> str:
+    """The report's text."""
+    parts = [f"# {summary['question']}", budget(summary["study"]), *state(summary)]
+    parts += [f"![{CAPTIONS[name]}]({name})" for name in figures]
+    if len(summary["tasks"]) > 1:
+        parts.append(overview(summary))
+    for name, task in summary["tasks"].items():
+        parts += [f"## {name}", table(summary, task)]
+        if len(summary["study"]["learning_rates"]) > 1:
+            parts += [rates(summary, task)]
+        parts += [words(task, evaluation) for evaluation in task["differences"]]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def budget(study: dict[str, Any]) -> str:
+    """What every cell got."""
+    seeds, steps = study["seeds"], study["steps"]
+    return (
+        f"Each cell: {steps:,} steps of {study['tokens_per_step']:,} tokens, {study['precision']}; "
+        f"{count(len(seeds), 'seed')}. Schemes of one seed get the same data in the same order with the same "
+        "masks, and start from the same values in all that they share."
+    )
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def state(summary: dict[str, Any]) -> list[str]:
+    """Which cells there are not."""
+    parts = []
+    for what, cells in (("not finished", summary["cells_missing"]), ("failed", summary["cells_failed"])):
+        if cells:
+            parts.append(f"**{count(len(cells), 'cell')} {what}**: {', '.join(cells)}.")
+    return parts
+
+
+def rows_to_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in markdown, the first column on the left."""
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def score(found: dict[str, Any], evaluation: str, metric: str, long: bool = True) -> str:
+    """A mean with its range, or why there is none."""
+    scores = found["evaluations"].get(evaluation)
+    if scores is None:
+        return "missing"
+    if "refused" in scores:
+        return "refuses"
+    row, digits = scores[metric], DIGITS[metric]
+    if row["mean"] is None:
+        return "diverged"
+    mean = f"{row['mean']:.{digits}f}"
+    if not long or len(row["values"]) == 1:
+        return mean
+    return f"{mean} ({row['lowest']:.{digits}f} to {row['highest']:.{digits}f})"
+
+
+def overview(summary: dict[str, Any]) -> str:
+    """The means of all tasks side by side."""
+    schemes = list(dict.fromkeys(name for task in summary["tasks"].values() for name in task["schemes"]))
+    head = ["scheme", *(f"{name}: {NAMES[task['metric']]}" for name, task in summary["tasks"].items())]
+    rows = [
+        [
+            f"`{scheme}`",
+            *(
+                score(task["schemes"][scheme], "validation", task["metric"], False)
+                for task in summary["tasks"].values()
+            ),
+        ]
+        for scheme in schemes
+    ]
+    frequencies = [baseline(task, "validation") for task in summary["tasks"].values()]
+    return "## All tasks\n\n" + rows_to_table(head, [*rows, ["frequencies alone", *frequencies]])
+
+
+def baseline(task: dict[str, Any], evaluation: str) -> str:
+    value = task.get("baseline", {}).get(task["metric"])
+    return "" if value is None or evaluation != "validation" else f"{value:.{DIGITS[task['metric']]}f}"
+
+
+def table(summary: dict[str, Any], task: dict[str, Any]) -> str:
+    """One task: every scheme, the best first."""
+    study, metric = summary["study"], task["metric"]
+    sets = list(dict.fromkeys(name for found in task["schemes"].values() for name in found["evaluations"]))
+    titles = {name: NAMES[metric] if name == "validation" else f"at {name}" for name in sets}
+    head = ["scheme", *titles.values()]
+    if study["threshold"] is not None:
+        head.append(f"steps to {study['threshold']:g} nats")
+    head += ["learning rate", "seeds", "parameters", "tokens/s", "seconds"]
+    ranked = rank(task, "validation")
+    rows = []
+    for scheme in [*ranked, *(name for name in task["schemes"] if name not in ranked)]:
+        found = task["schemes"][scheme]
+        row = [f"`{scheme}`", *(score(found, name, metric) for name in sets)]
+        if study["threshold"] is not None:
+            row.append(
+                ", ".join(
+                    "not reached" if step is None else f"{step:,}" for step in found.get("steps_to_threshold", ())
+                )
+            )
+        rate = "not chosen" if found["learning_rate"] is None else f"{found['learning_rate']:g}"
+        numbers = [
+            f"{found[key]:,.0f}" if key in found else "" for key in ("parameters", "tokens_per_second", "seconds")
+        ]
+        rows.append([*row, rate, str(len(found["seeds"])), *numbers])
+    rows.append(["frequencies alone", *(baseline(task, name) for name in sets)])
+    rows[-1] += [""] * (len(head) - len(rows[-1]))
+    return rows_to_table(head, rows)
+
+
+def rates(summary: dict[str, Any], task: dict[str, Any]) -> str:
+    """The validation losses that learning rates were chosen by."""
+    study = summary["study"]
+    names = [f"{rate:g}" for rate in study["learning_rates"]]
+    rows = []
+    for scheme, found in task["schemes"].items():
+        chosen = found["learning_rate"] is not None and f"{found['learning_rate']:g}"
+        cells = []
+        for name in names:
+            loss = found["learning_rates"][name]
+            text = "missing" if loss is None else "diverged" if loss == float("inf") else f"{loss:.3f}"
+            cells.append(f"**{text}**" if name == chosen else text)
+        rows.append([f"`{scheme}`", *cells])
+    intro = f"Learning rates, by the validation loss of seed {study['seeds'][0]}; in bold what the other seeds ran at:"
+    return intro + "\n\n" + rows_to_table(["scheme", *names], rows)
+
+
+def words(task: dict[str, Any], evaluation: str) -> str:
+    """Which schemes can be told apart, a line each."""
+    where = "" if evaluation == "validation" else f" at {evaluation} tokens"
+    pairs = task["differences"][evaluation]
+    if not pairs:
+        return ""
+    lines = [f"Told apart{where} (the ranges of the seeds do not overlap, and the bootstrap interval excludes 0):", ""]
+    for scheme in rank(task, evaluation):
+        beaten = [row["worse"] for row in pairs if row["better"] == scheme and row["separate"]]
+        alike = [
+            row["worse"] if row["better"] == scheme else row["better"]
+            for row in pairs
+            if scheme in (row["better"], row["worse"]) and not row["separate"]
+        ]
+        said = [f"better than {listed(beaten)}"] if beaten else []
+        said += [f"not told apart from {listed(alike)}"] if alike else []
+        lines.append(f"- `{scheme}`: {'; '.join(said) or 'worse than all others'}.")
+    return "\n".join(lines)
+
+
+def listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)

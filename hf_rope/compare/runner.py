@@ -1,0 +1,162 @@
+"""Runs the cells of a study through joblib: on processes of this machine, or on a cluster of Ray's or Dask's."""
+
+import contextlib
+import os
+import traceback
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from .cell import ERROR, PROGRESS, Cell, read_result, run_cell, write_json
+from .choice import choose_rate
+from .progress import show_progress
+from .study import Study, make_study, read_study
+
+STUDY, CELLS = "study.json", "cells"
+BACKENDS = ("loky", "ray", "dask")
+
+
+def compare(
+    study: str | Path | dict[str, Any],
+    output: str | Path,
+    workers: int = 1,
+    resume: bool = False,
+    backend: str = "loky",
+) -> dict[str, str]:
+    """Runs all cells of a study that are not finished, each in a folder of its own under `output`.
+
+    Args:
+        study: a file, or what it holds as a dictionary, whose files are then relative to the working directory.
+        output: a folder that is new or empty; with `resume`, one that an earlier run left, from which it goes on.
+        workers: how many cells run at a time, with one thread each.
+        backend: "loky", processes of this machine; "ray" or "dask", a cluster that sees `output` under the same name:
+            the one that RAY_ADDRESS or DASK_SCHEDULER_ADDRESS names, or else one of `workers` on this machine.
+
+    Returns:
+        The errors of the cells that failed, by the cells' names. A failed cell is tried again by the next `resume`.
+
+    Raises:
+        ValueError: the study does not fit, `output` holds something else, or the backend is not installed.
+    """
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; it must be 1 or more.")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; it must be one of: {', '.join(BACKENDS)}.")
+    checked = make_study(study) if isinstance(study, dict) else read_study(study)
+    folder = Path(output).resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not resume:
+            raise ValueError(f"{output} is not empty: go on with it by resume (--resume), or name another folder.")
+        if not (folder / STUDY).is_file():
+            raise ValueError(f"{output} holds no {STUDY}, so no study was run there: name another folder.")
+    with pool(backend, workers):
+        write_study(checked, folder)
+        return run_cells(checked, folder / CELLS, workers)
+
+
+def write_study(study: Study, folder: Path) -> None:
+    """What the report needs to know: the settings, and which cells belong to them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = [
+        {"task": task, "scheme": scheme, "learning_rate": rate, "seed": seed, "name": cell.name}
+        for (task, scheme, rate, seed), cell in study.cells.items()
+    ]
+    settings = {field.name: getattr(study, field.name) for field in fields(study) if field.init}
+    write_json(folder / STUDY, {"study": settings, "cells": cells})
+
+
+def run_cells(study: Study, folder: Path, workers: int) -> dict[str, str]:
+    """As `compare`: in one pass, or where learning rates are to be chosen in two."""
+    for left_over in folder.glob(f"*/{PROGRESS}"):  # of a run that was killed
+        left_over.unlink()
+    failed: dict[str, str] = {}
+    with show_progress(study, folder):
+        while todo := [
+            cell for cell in wanted(study, folder) if cell.name not in failed and not finished(cell, folder)
+        ]:
+            try:
+                Parallel(n_jobs=workers, batch_size=1)(delayed(attempt)(cell, folder / cell.name) for cell in todo)
+            except TerminatedWorkerError as error:
+                for path in folder.glob(f"*/{PROGRESS}"):
+                    write_error(path.parent, f"its worker was killed: {error}")
+                    path.unlink()
+            failed |= {cell.name: text for cell in todo if (text := read_error(folder / cell.name))}
+    return failed
+
+
+def finished(cell: Cell, folder: Path) -> bool:
+    return read_result(folder / cell.name) is not None
+
+
+def wanted(study: Study, folder: Path) -> Iterator[Cell]:
+    """The cells of the first seed, and those of the other seeds at a learning rate that is known."""
+    first, others = study.seeds[0], study.seeds[1:]
+    for task in study.tasks:
+        for scheme in study.config_keys:
+            at_first = {rate: study.cells[task, scheme, rate, first] for rate in study.learning_rates}
+            yield from at_first.values()
+            rate = choose_rate({rate: read_result(folder / cell.name) for rate, cell in at_first.items()})
+            if rate is not None:
+                yield from (study.cells[task, scheme, rate, seed] for seed in others)
+
+
+def attempt(cell: Cell, folder: Path) -> None:
+    """Runs a cell in a worker; an error goes into its folder, and the other cells go on."""
+    try:
+        run_cell(cell, folder)
+    except Exception:
+        write_error(folder, traceback.format_exc())
+
+
+def write_error(folder: Path, text: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ERROR).write_text(text, encoding="utf-8")
+
+
+def read_error(folder: Path) -> str | None:
+    path = folder / ERROR
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+@contextlib.contextmanager
+def pool(backend: str, workers: int) -> Iterator[None]:
+    """Where `Parallel` runs its jobs within. Ray and Dask read the addresses of their clusters from the environment."""
+    if backend == "ray":
+        with ray_cluster(workers), parallel_config(backend="ray"):
+            yield
+    elif backend == "dask":
+        with dask_cluster(workers), parallel_config(backend="dask"):
+            yield
+    else:
+        with parallel_config(backend="loky"):
+            yield
+
+
+@contextlib.contextmanager
+def ray_cluster(workers: int) -> Iterator[None]:
+    try:
+        import ray
+        from ray.util.joblib import register_ray
+    except ModuleNotFoundError as error:
+        raise ValueError(f"The backend 'ray' is not installed ({error}): pip install 'hf-rope[ray]'.") from None
+    register_ray()
+    ray.init(num_cpus=None if "RAY_ADDRESS" in os.environ else workers, include_dashboard=False, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def dask_cluster(workers: int) -> Iterator[None]:
+    try:
+        from distributed import Client
+    except ModuleNotFoundError as error:
+        raise ValueError(f"The backend 'dask' is not installed ({error}): pip install 'hf-rope[dask]'.") from None
+    local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+    with Client(**({} if "DASK_SCHEDULER_ADDRESS" in os.environ else local)):
+        yield

@@ -1,0 +1,200 @@
+"""Studies are checked as a whole before anything runs, and every scheme gets the same budget."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from helpers import over, refused
+from hf_rope import SCHEMES, HfRopeConfig
+from hf_rope.compare.cell import build_model, build_task, build_trainer
+from hf_rope.compare.settings import read_yaml
+from hf_rope.compare.study import make_study, read_study
+from hf_rope.compare.tasks import TASKS
+from studies import ANSWERS, BYTES, MODEL, tiny_study
+
+STUDIES = sorted((Path(__file__).parents[1] / "benchmarks/studies").glob("*.yaml"))
+ALL = [*SCHEMES]
+
+
+def cell_of(scheme: str, seed: int = 0, **changes):
+    """A cell of the tiny study under a scheme."""
+    study = make_study(tiny_study(schemes=[scheme], seeds=[seed], learning_rates=[1e-2], **changes))
+    return next(iter(study.cells.values()))
+
+
+REFUSALS = {
+    "unknown key": ({"stpes": 3}, "'stpes'", "'steps'"),
+    "unknown task": ({"tasks": {"bytes": {"kind": "masked"}}}, "'masked'", "masked_lm"),
+    "task without a kind": ({"tasks": {"bytes": 3}}, "task 'bytes'", "None"),
+    "unknown key of a task": ({"tasks": {"bytes": {**BYTES, "lenght": 3}}}, "'lenght'", "'length'"),
+    "missing key of a task": ({"tasks": {"bytes": {"kind": "masked_lm"}}}, "task 'bytes'", "'length'"),
+    "no file": ({"tasks": {"bytes": {**BYTES, "train": ["nowhere.txt"]}}}, "'nowhere.txt'", "task 'bytes'"),
+    "no files": ({"tasks": {"bytes": {**BYTES, "validation": []}}}, "validation names no file"),
+    "short text": ({"tasks": {"bytes": {**BYTES, "test_lengths": [10**6], "validation_tokens": 10**6}}}, "1000000"),
+    "few tokens": ({"tasks": {"bytes": {**BYTES, "validation_tokens": 31}}}, "31", "32"),
+    "share of masks": ({"tasks": {"bytes": {**BYTES, "mlm_probability": 0}}}, "mlm_probability is 0"),
+    "length": ({"tasks": {"a": {**ANSWERS, "length": 0}}}, "length is 0"),
+    "test length": ({"tasks": {"a": {**ANSWERS, "test_lengths": [-1]}}}, "test_lengths is -1"),
+    "shortest": ({"tasks": {"a": {**ANSWERS, "shortest": 17}}}, "shortest is 17"),
+    "symbols": ({"tasks": {"a": {**ANSWERS, "symbols": 1}}}, "symbols is 1", "from 2 to 1000"),
+    "no examples": ({"tasks": {"a": {**ANSWERS, "evaluation_examples": 0}}}, "evaluation_examples is 0"),
+    "distance": ({"tasks": {"a": {**ANSWERS, "kind": "token_at_distance", "distance": 4}}}, "distance is 4", "3"),
+    "place": ({"tasks": {"a": {**ANSWERS, "kind": "token_at_place", "place": 4}}}, "place is 4", "3"),
+    "unknown scheme": ({"schemes": ["rotery"]}, "'rotery'", "'rotary'"),
+    "scheme's settings": ({"schemes": {"rotary": 3}}, "scheme 'rotary' is 3"),
+    "unknown key of a scheme": ({"schemes": {"rotary": {"rope_theta_": 3}}}, "'rope_theta_'", "scheme 'rotary'"),
+    "unknown key of the model": ({"model": {"hidden_sise": 3}}, "'hidden_sise'", "'hidden_size'"),
+    "unknown key of training": ({"training": {"warmup": 3}}, "'warmup'", "'warmup_steps'"),
+    "training": ({"training": {"lr_scheduler_type": "steep"}}, "training: steep"),
+    "what a cell sets": ({"training": {"max_steps": 3}}, "'max_steps'"),
+    "type": ({"steps": "many"}, "steps", "many"),
+    "precision": ({"precision": "float16"}, "precision", "float16"),
+    "no seeds": ({"seeds": []}, "seeds is []"),
+    "a seed twice": ({"seeds": [1, 1]}, "seeds is [1, 1]"),
+    "negative seed": ({"seeds": [-1]}, "seeds is [-1]"),
+    "no steps": ({"steps": 0}, "steps is 0"),
+    "learning rate": ({"learning_rates": [0.0]}, "learning_rates is [0.0]"),
+    "last step": ({"steps": 7}, "steps=7", "evaluate_every=2"),
+    "tokens": ({"tokens_per_step": 65}, "tokens_per_step=65", "length=16"),
+    "scheme and attention": ({"model": {**MODEL, "attention_type": "linear"}, "schemes": ["t5"]}, "'t5'", "'bytes'"),
+    "scheme and length": ({"model": {**MODEL, "max_position_embeddings": 8}}, "'learned'", "'bytes'", "16"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_does_not_fit_is_refused(name):
+    changes, *mentions = REFUSALS[name]
+    refused(lambda: make_study(tiny_study(**changes)), *mentions)
+
+
+def test_a_file_that_is_no_study_is_refused(tmp_path):
+    refused(lambda: read_study(tmp_path / "none.yaml"), "none.yaml")
+    for text in ("- a", "a: [", ""):
+        (tmp_path / "study.yaml").write_text(text)
+        refused(lambda: read_study(tmp_path / "study.yaml"), "study.yaml")
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001", "1E-3"])
+def test_learning_rates_are_numbers_however_they_are_written(text, tmp_path):
+    (tmp_path / "study.yaml").write_text(f"rate: {text}")
+    assert read_yaml(tmp_path / "study.yaml") == {"rate": 0.001}
+
+
+def test_files_are_found_from_the_studys_folder_or_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "study").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for place in (tmp_path / "study", tmp_path):
+        for name in ("train", "validation"):
+            (place / f"{name}.txt").write_text("some bytes to read " * 9)
+        task = {**BYTES, "train": ["train.txt"], "validation": ["validation.txt"]}
+        (tmp_path / "study/study.yaml").write_text(yaml.safe_dump(tiny_study(tasks={"bytes": task})))
+        study = read_study("study/study.yaml")
+        (paths,) = {tuple(cell.paths.values()) for cell in study.cells.values()}
+        assert paths == (str(place / "train.txt"), str(place / "validation.txt"))
+        for path in place.glob("*.txt"):
+            path.unlink()
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_the_studies_fit(path):
+    study = read_study(path)
+    assert len(study.seeds) == 3
+    assert len({cell.name for cell in study.cells.values()}) == len(study.cells)
+
+
+def test_a_cells_name_is_that_of_all_that_decides_its_result(tmp_path):
+    names = {cell_of("rotary").name}
+    assert cell_of("rotary", threshold=1.0, question="Other?", keep_model=True).name in names
+    for changes in (
+        {"steps": 8},
+        {"evaluate_every": 3},
+        {"precision": "bfloat16"},
+        {"tokens_per_step": 128},
+        {"training": {"warmup_steps": 2}},
+        {"model": {**MODEL, "hidden_size": 32}},
+        {"tasks": {"bytes": {**BYTES, "mlm_probability": 0.3}}},
+    ):
+        names.add(cell_of("rotary", **changes).name)
+    names |= {cell_of("rotary", seed=1).name, cell_of("learned").name}
+    text = tmp_path / "other.txt"
+    for content in ("other text " * 9, "other texts " * 9):
+        text.write_text(content)
+        names.add(cell_of("rotary", tasks={"bytes": {**BYTES, "train": [str(text)]}}).name)
+    assert len(names) == 12
+    options = HfRopeConfig(position_embedding_type="rotary").position_options
+    assert cell_of("rotary").settings["config"]["position_options"] == options
+
+
+@pytest.fixture(scope="module")
+def models():
+    """The initial model of each scheme."""
+    return {scheme: build_model(cell := cell_of(scheme), build_task(cell)) for scheme in SCHEMES}
+
+
+@over(scheme=ALL)
+def test_schemes_start_from_the_same_values_in_all_that_they_share(scheme, models):
+    own = models[scheme].state_dict()
+    for other, model in models.items():
+        shared = {key: x for key, x in model.state_dict().items() if key in own and own[key].shape == x.shape}
+        assert len(shared) >= 20
+        for key, x in shared.items():
+            assert torch.equal(own[key], x), (other, key)
+    assert own.keys() >= models["none"].state_dict().keys()
+
+
+def test_another_seed_starts_from_other_values():
+    first, other = (build_model(cell_of("rotary", seed), build_task(cell_of("rotary"))) for seed in (0, 1))
+    assert not torch.equal(first.lm_head.decoder.weight, other.lm_head.decoder.weight)
+
+
+def batches_of(cell, folder: Path) -> tuple[list, list]:
+    """All batches of training, and of an evaluation."""
+    trainer = build_trainer(cell, build_task(cell), folder)
+    torch.manual_seed(hash(cell.scheme) % 1000)  # whatever random numbers a model has used
+    return [*trainer.get_train_dataloader()], [*trainer.get_eval_dataloader()]
+
+
+def same(batches: list, others: list) -> bool:
+    pairs = zip(batches, others, strict=True)
+    return all(x.keys() == y.keys() and all(torch.equal(x[key], y[key]) for key in x) for x, y in pairs)
+
+
+@pytest.mark.parametrize("task", [BYTES, {**BYTES, "kind": "causal_lm"}, ANSWERS], ids=lambda task: task["kind"])
+def test_schemes_get_the_same_batches_with_the_same_masks(task, tmp_path):
+    training, evaluation = zip(
+        *(batches_of(cell_of(scheme, tasks={"a": task}), tmp_path) for scheme in ("rotary", "t5", "learned")),
+        strict=True,
+    )
+    assert len(training[0]) == 6
+    assert all(batch["input_ids"].numel() == 64 for batch in training[0])
+    assert all(same(training[0], other) for other in training[1:])
+    assert all(same(evaluation[0], other) for other in evaluation[1:])
+    other_training, other_evaluation = batches_of(cell_of("rotary", seed=1, tasks={"a": task}), tmp_path)
+    assert not same(training[0], other_training)
+    assert same(evaluation[0], other_evaluation)
+
+
+def test_random_features_follow_from_the_seed():
+    changes = {"model": {**MODEL, "attention_type": "linear", "feature_map": "favor"}}
+    first, again, other = (cell_of("rotary", seed, **changes) for seed in (0, 0, 1))
+    one, two, three = (
+        [x for key, x in build_model(cell, build_task(cell)).state_dict().items() if "feature" in key]
+        for cell in (first, again, other)
+    )
+    assert one
+    assert all(map(torch.equal, one, two))
+    assert not any(map(torch.equal, one, three))
+
+
+def test_settings_are_plain():
+    cell = cell_of("rotary")
+    assert json.loads(json.dumps(cell.settings)) == cell.settings
+    assert str(Path(__file__).parent) not in json.dumps({**cell.settings, "task": None})
+
+
+def test_each_kind_of_task_is_in_a_study():
+    named = {task["kind"] for path in STUDIES for task in read_yaml(path)["tasks"].values()}
+    assert named == {*TASKS}
