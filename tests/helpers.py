@@ -22,7 +22,9 @@ SIZES: dict[str, Any] = {
 }
 
 VARIANTS: dict[str, dict[str, Any]] = {
+    "none-scaled": {"scale_embedding": True},
     "sinusoidal-factorised": {"embedding_size": 20},
+    "sinusoidal-unscaled": {"scale_embedding": False},
     "learned-factorised": {"embedding_size": 20},
     "shaw-keys-only": {"position_options": {"relative_values": False, "max_distance": 3}},
     "shaw-short": {"position_options": {"max_distance": 3}},

@@ -186,7 +186,10 @@ def encode(model, input_ids, position_ids):
 def encode_one(model, ids, at):
     p, scheme, n = model.position, model.config.position_embedding_type, max(at) + 1
     embeddings, size = model.embeddings, model.config.hidden_size
-    x = embeddings.word_embeddings.weight[ids] + embeddings.token_type_embeddings.weight[0]
+    words = embeddings.word_embeddings.weight[ids]
+    if model.config.scale_embedding:
+        words = words * math.sqrt(words.shape[-1])
+    x = words + embeddings.token_type_embeddings.weight[0]
     if scheme in EMBEDS:
         x = torch.stack([EMBEDS[scheme](p, row, i) for row, i in zip(x, at, strict=True)])
     x = model.embedding_projection(model.embedding_norm(x))

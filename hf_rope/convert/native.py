@@ -68,6 +68,7 @@ def to_native(
     settings = {key: getattr(config, key) for key in SHARED}
     if head == "ForSequenceClassification":
         refuse(config, "classifier_pooling", f"{family} pools the first token", unless=("cls",))
+    refuse(config, "scale_embedding", f"{family} does not multiply its embeddings", unless=(False,))
     if config.type_vocab_size == 0:
         refuse(config, "type_vocab_size", f"{family} has one token type at least")
     settings |= bert_settings(config, head) if family == "Bert" else roformer_settings(config, head, report)
