@@ -47,6 +47,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "position_options": {"absolute_embeddings": True, "position_buckets": 8, "max_relative_positions": 16}
     },
     "alibi-6-heads": {"num_attention_heads": 6, "hidden_size": 36},
+    "alibi-one-sided": {"position_options": {"form": "one_sided"}, "num_attention_heads": 6, "hidden_size": 36},
+    "alibi-learned": {"position_options": {"form": "learned"}},
     "rotary-halves": {"position_options": {"pairing": "halves"}},
     "rotary-value": {"position_options": {"rotary_value": True}},
     "rotary-halves-value": {"position_options": {"rotary_value": True, "pairing": "halves"}},

@@ -129,11 +129,24 @@ def deberta_score(p, layer, head, i, j, q, k, n):
     return score / math.sqrt(d * (1 + len(p.options.pos_att_type)))
 
 
-def alibi_score(p, layer, head, i, j, q, k, n):
-    heads = p.config.num_attention_heads
+def alibi_slope(head, heads):
     below = 2 ** int(math.log2(heads))
     power = (head + 1) / below if head < below else (2 * (head - below) + 1) / (2 * below)
-    slope = 2 ** (-8 * power)
+    return 2 ** (-8 * power)
+
+
+def alibi_score(p, layer, head, i, j, q, k, n):
+    heads, form = p.config.num_attention_heads, p.options.form
+    if form == "learned":
+        a, b = p.slopes[:, head]
+        slope = 1 / (1 + (-(b if j > i else a)).exp())
+    elif form == "one_sided":
+        sees = j <= i if head < heads // 2 else j >= i
+        if not sees:
+            return content(q, k) - 10_000
+        slope = alibi_slope(head % (heads // 2), heads // 2)
+    else:
+        slope = alibi_slope(head, heads)
     return content(q, k) - slope * abs(i - j)
 
 
