@@ -244,7 +244,8 @@ def position_share(encoder: HfRopeModel, input_ids: torch.Tensor) -> float:
     """
     terms = score_terms(encoder, input_ids)
     content = terms.pop("content-content")[0]
-    return float(sum(terms.values())[0].std(-1).mean() / content.std(-1).mean())
+    positions = torch.stack([term[0] for term in terms.values()]).sum(0)
+    return float(positions.std(-1).mean() / content.std(-1).mean())
 
 
 def split_embeddings(

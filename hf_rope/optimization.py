@@ -25,7 +25,7 @@ def param_groups(
         ValueError: the model has no position scheme of hf_rope.
     """
     rates: dict[nn.Parameter, float] = {}
-    schemes = [module for module in model.modules() if hasattr(module, "lr_multipliers")]
+    schemes: list[Any] = [module for module in model.modules() if hasattr(module, "lr_multipliers")]
     if not schemes:
         raise ValueError(
             f"{type(model).__name__} has no position scheme of hf_rope: give the optimizer its parameters as they are."
