@@ -74,7 +74,7 @@ ATTENTIONS: dict[str, type[HfRopeAttention]] = {"softmax": HfRopeAttention, "lin
 
 
 class HfRopeScaledEmbedding(nn.Embedding):
-    """Rows times sqrt(their width), of which the LM heads' tied weight has nothing: Vaswani 2017, section 3.4."""
+    """Rows times sqrt(their width); not the weight itself, which LM heads may share. Vaswani 2017, section 3.4."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
