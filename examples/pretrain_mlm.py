@@ -33,7 +33,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_rope import HfRopeConfig
+from hf_rope import HfRopeConfig, param_groups
 from loading import (
     DataArguments,
     describe_precision,
@@ -56,6 +56,9 @@ class Arguments:
     config_overrides: str = field(
         default='{"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}',
         metadata={"help": "Keys of HfRopeConfig, as a JSON object."},
+    )
+    recommended_lr: bool = field(
+        default=False, metadata={"help": "Train positions at the multiples of --learning_rate that their scheme names."}
     )
     resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoints in --output_dir."})
 
@@ -131,6 +134,7 @@ def pretrain(
     validation: Dataset,
     training: TrainingArguments,
     mlm_probability: float = 0.15,
+    recommended_lr: bool = False,
     resume: bool = False,
     checkpoint: str | None = None,
 ) -> dict[str, Any]:
@@ -141,15 +145,21 @@ def pretrain(
     training, clock = copy.copy(training), StepClock()
     training.output_dir = str(Path(training.output_dir) / config.position_embedding_type)
     set_seed(training.seed)
-    new = AutoModelForMaskedLM.from_config
+    new, optimizer = AutoModelForMaskedLM.from_config, None
+    model = new(config) if checkpoint is None else AutoModelForMaskedLM.from_pretrained(checkpoint)
+    if recommended_lr:
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(training)
+        groups = param_groups(model, training.learning_rate, weight_decay=training.weight_decay)
+        optimizer = kind, {**settings, "params": groups}
     trainer = Trainer(
-        model=new(config) if checkpoint is None else AutoModelForMaskedLM.from_pretrained(checkpoint),
+        model=model,
         args=training,
         data_collator=BatchSeededMasking(tokenizer, mlm_probability=mlm_probability),
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
         callbacks=[clock],
+        optimizer_cls_and_kwargs=optimizer,
     )
     folder = Path(training.output_dir)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if resume and folder.is_dir() else None)
@@ -185,7 +195,14 @@ def main() -> None:
     for config in configs:
         print(f"{config.position_embedding_type}: {len(train)} blocks of {arguments.block_size} tokens")
         results[config.position_embedding_type] = pretrain(
-            config, tokenizer, train, validation, training, arguments.mlm_probability, arguments.resume
+            config,
+            tokenizer,
+            train,
+            validation,
+            training,
+            mlm_probability=arguments.mlm_probability,
+            recommended_lr=arguments.recommended_lr,
+            resume=arguments.resume,
         ) | {"unigram_loss": baseline}
     text = json.dumps(results, indent=2)
     if training.process_index == 0:

@@ -23,6 +23,7 @@ from .model.modeling_hf_rope import (
 )
 from .model.position_base import PositionScheme
 from .model.positions import SCHEMES
+from .optimization import param_groups
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ __all__ = [
     "HfRopeModel",
     "HfRopePreTrainedModel",
     "PositionScheme",
+    "param_groups",
 ]
 
 # Trainer's label smoothing and model cards look classes up in these tables, which Auto*.register leaves alone.

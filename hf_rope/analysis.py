@@ -236,6 +236,18 @@ def score_terms(
     return {name: torch.stack([layer[name][0] for layer in terms]) for name in TERMS}
 
 
+def position_share(encoder: HfRopeModel, input_ids: torch.Tensor) -> float:
+    """How much positions count in the first layer's scores: 0 where they are not seen, 1 where as much as content.
+
+    (1, L) ids. The spread over the keys, as in `Findings.spread`, of all terms but content-content together, over that
+    of content-content alone; each is a mean over queries and heads.
+    """
+    terms = score_terms(encoder, input_ids)
+    content = terms.pop("content-content")[0]
+    positions = torch.stack([term[0] for term in terms.values()]).sum(0)
+    return float(positions.std(-1).mean() / content.std(-1).mean())
+
+
 def split_embeddings(
     encoder: HfRopeModel, input_ids: torch.Tensor, position_ids: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

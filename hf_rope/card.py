@@ -32,7 +32,8 @@ CARDS = Path(__file__).with_name("model_cards")
 
 SETTINGS = (
     *("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-    *("max_position_embeddings", "type_vocab_size", "position_embedding_type", "position_options", "rope_parameters"),
+    *("max_position_embeddings", "type_vocab_size", "scale_embedding"),
+    *("position_embedding_type", "position_options", "rope_parameters"),
     *("attention_type", "feature_map", "num_features", "feature_seed", "redraw_interval"),
     *("attention_bias", "feed_forward_type", "mlp_bias"),
 )

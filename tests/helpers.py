@@ -22,7 +22,9 @@ SIZES: dict[str, Any] = {
 }
 
 VARIANTS: dict[str, dict[str, Any]] = {
+    "none-scaled": {"scale_embedding": True},
     "sinusoidal-factorised": {"embedding_size": 20},
+    "sinusoidal-unscaled": {"scale_embedding": False},
     "learned-factorised": {"embedding_size": 20},
     "shaw-keys-only": {"position_options": {"relative_values": False, "max_distance": 3}},
     "shaw-short": {"position_options": {"max_distance": 3}},
@@ -45,6 +47,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "position_options": {"absolute_embeddings": True, "position_buckets": 8, "max_relative_positions": 16}
     },
     "alibi-6-heads": {"num_attention_heads": 6, "hidden_size": 36},
+    "alibi-one-sided": {"position_options": {"form": "one_sided"}, "num_attention_heads": 6, "hidden_size": 36},
+    "alibi-learned": {"position_options": {"form": "learned"}},
     "rotary-halves": {"position_options": {"pairing": "halves"}},
     "rotary-value": {"position_options": {"rotary_value": True}},
     "rotary-halves-value": {"position_options": {"rotary_value": True, "pairing": "halves"}},

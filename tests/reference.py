@@ -129,11 +129,24 @@ def deberta_score(p, layer, head, i, j, q, k, n):
     return score / math.sqrt(d * (1 + len(p.options.pos_att_type)))
 
 
-def alibi_score(p, layer, head, i, j, q, k, n):
-    heads = p.config.num_attention_heads
+def alibi_slope(head, heads):
     below = 2 ** int(math.log2(heads))
     power = (head + 1) / below if head < below else (2 * (head - below) + 1) / (2 * below)
-    slope = 2 ** (-8 * power)
+    return 2 ** (-8 * power)
+
+
+def alibi_score(p, layer, head, i, j, q, k, n):
+    heads, form = p.config.num_attention_heads, p.options.form
+    if form == "learned":
+        a, b = p.slopes[:, head]
+        slope = 1 / (1 + (-(b if j > i else a)).exp())
+    elif form == "one_sided":
+        sees = j <= i if head < heads // 2 else j >= i
+        if not sees:
+            return content(q, k) - 10_000
+        slope = alibi_slope(head % (heads // 2), heads // 2)
+    else:
+        slope = alibi_slope(head, heads)
     return content(q, k) - slope * abs(i - j)
 
 
@@ -186,7 +199,10 @@ def encode(model, input_ids, position_ids):
 def encode_one(model, ids, at):
     p, scheme, n = model.position, model.config.position_embedding_type, max(at) + 1
     embeddings, size = model.embeddings, model.config.hidden_size
-    x = embeddings.word_embeddings.weight[ids] + embeddings.token_type_embeddings.weight[0]
+    words = embeddings.word_embeddings.weight[ids]
+    if model.config.scale_embedding:
+        words = words * math.sqrt(words.shape[-1])
+    x = words + embeddings.token_type_embeddings.weight[0]
     if scheme in EMBEDS:
         x = torch.stack([EMBEDS[scheme](p, row, i) for row, i in zip(x, at, strict=True)])
     x = model.embedding_projection(model.embedding_norm(x))

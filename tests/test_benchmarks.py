@@ -1,12 +1,14 @@
 """The benchmark's own arithmetic; its timings are no tests."""
 
 import itertools
+import json
+import sys
 import time
 
 import pytest
 import torch
 
-from benchmarks import cases, measure
+from benchmarks import cases, learning, measure
 
 
 def test_ratio_is_the_others_time_over_ours():
@@ -44,6 +46,18 @@ def test_unequal_models_are_refused():
     cases.check_equal(models[0], models[0], cases.full(1, 4))
     with pytest.raises(AssertionError):
         cases.check_equal(*models, cases.full(1, 4))
+
+
+def test_learning_differs_by_the_rate_of_positions_alone(tmp_path, monkeypatch):
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"text": "The ship went down at sea. " * 20}))
+    options = ["--multiplier", "1", "1", "30", "--steps", "2", "--warmup", "0", "--output", f"{tmp_path}/found.jsonl"]
+    monkeypatch.setattr(learning, "BYTES_A_STEP", 64)
+    monkeypatch.setitem(learning.SIZES, "num_hidden_layers", 1)
+    monkeypatch.setattr(sys, "argv", ["learning", str(tmp_path), "--position", "t5", *options])
+    learning.main()
+    first, again, faster = (json.loads(line)["losses"]["2"] for line in (tmp_path / "found.jsonl").open())
+    assert first == again != faster
 
 
 @pytest.mark.slow

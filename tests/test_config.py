@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoConfig, AutoModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from helpers import CASES, VARIANTS, over, tiny_config, token_ids
+from helpers import CASES, VARIANTS, over, tiny_config, tiny_model, token_ids
 from hf_rope import SCHEMES, HfRopeConfig, HfRopeModel
 
 ROUND_TRIPS = {
@@ -30,6 +30,7 @@ OTHERS = {
     **{"max_position_embeddings": 33, "type_vocab_size": 0, "initializer_range": 1, "layer_norm_eps": 1e-5},
     **{"pad_token_id": None, "embedding_size": 8, "classifier_pooling": "mean", "tie_word_embeddings": False},
     **{"pooler_activation": "gelu", "attention_bias": False, "feed_forward_type": "gated", "mlp_bias": False},
+    **{"scale_embedding": True},
 }
 BERT_BASE = {
     **{"vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
@@ -39,7 +40,7 @@ BERT_BASE = {
     **{"position_embedding_type": "rotary", "position_options": {"pairing": "interleaved", "rotary_value": False}},
     **{"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
     **{"classifier_pooling": "cls", "classifier_dropout": None, "pooler_activation": "tanh"},
-    **{"attention_bias": True, "feed_forward_type": "dense", "mlp_bias": True},
+    **{"attention_bias": True, "feed_forward_type": "dense", "mlp_bias": True, "scale_embedding": False},
 }
 
 
@@ -130,6 +131,29 @@ def test_a_keyword_changes_the_scheme_for_training_from_scratch(source, target, 
     if source == "rotary":
         model = AutoModel.from_config(config)
         assert model(token_ids(1, 5)).last_hidden_state.isfinite().all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_embeddings_are_scaled_as_the_scheme_says_unless_told(scheme, tmp_path):
+    assert tiny_config(scheme).scale_embedding == SCHEMES[scheme].scale_embedding
+    for told in (True, False):
+        tiny_config(scheme, scale_embedding=told).save_pretrained(tmp_path)
+        assert AutoConfig.from_pretrained(tmp_path).scale_embedding == told
+        other = "learned" if scheme != "learned" else "rotary"
+        assert not AutoConfig.from_pretrained(tmp_path, position_embedding_type=other).scale_embedding
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_model_saved_before_embeddings_were_scaled_is_not_scaled(scheme, tmp_path):
+    """Its weights were trained so. A configuration that no model was saved with is a new model's."""
+    tiny_model(scheme).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    del saved["scale_embedding"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert AutoConfig.from_pretrained(tmp_path).scale_embedding is False
+    assert AutoModel.from_pretrained(tmp_path).config.scale_embedding is False
+    del saved["architectures"]
+    assert HfRopeConfig.from_dict(saved).scale_embedding == SCHEMES[scheme].scale_embedding
 
 
 def test_the_old_name_absolute_is_learned(tmp_path):

@@ -63,6 +63,7 @@ NATIVE_REFUSALS = {
     "mean": (*CLASSIFIER, {"classifier_pooling": "mean"}, "classifier_pooling='mean'.*Bert pools the first token"),
     "factorised": ("learned-factorised", "Model", {}, "embedding_size=20.*BERT's embeddings have hidden_size=32"),
     "pooler": ("learned", "Model", {"pooler_activation": "gelu"}, "pooler_activation='gelu'.*BERT's pooler has tanh"),
+    "scaled": ("learned", "Model", {"scale_embedding": True}, "scale_embedding=True.*does not multiply its embed"),
     "types": ("rotary", "Model", {"type_vocab_size": 0}, "type_vocab_size=0.*one token type at least"),
     "partial": ("rotary-partial", "Model", {}, "rope_parameters=.*turn whole heads"),
     "dynamic": ("rotary-dynamic", "Model", {}, "rope_parameters=.*follow the longest sequence of the batch"),

@@ -149,6 +149,16 @@ def test_another_scheme_drops_and_renews_the_positions_alone(name, scheme):
     assert torch.isfinite(model(token_ids(2, 9) % 90 + 4).last_hidden_state).all()
 
 
+def test_embeddings_are_scaled_as_they_were_trained_or_as_the_new_scheme_needs():
+    bert, scaled = native("bert"), tiny_model("sinusoidal")
+    assert not convert(bert).config.scale_embedding
+    assert convert(bert, "sinusoidal").config.scale_embedding
+    assert not convert(bert, "rotary").config.scale_embedding
+    assert not convert(tiny_model("sinusoidal-unscaled")).config.scale_embedding
+    for scheme in ("sinusoidal", "rotary"):
+        assert convert(scaled, scheme).config.scale_embedding
+
+
 def test_another_option_needs_training_and_says_so():
     model, report = convert(native("mpnet"), position_options={"num_buckets": 8}, return_report=True)
     assert report.needs_training

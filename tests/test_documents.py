@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 from transformers import HfArgumentParser
 
 from hf_rope import SCHEMES, HfRopeConfig, HfRopeModel
+from hf_rope.analysis import position_share
 from pages import PAGES, READ, ROOT, RUN, blocks_of, name_of, to_run
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -67,9 +68,12 @@ def listed_kinds(text: str) -> tuple[str, ...]:
 
 
 README_ROWS = table_rows(section(README, "The schemes"))
-SCHEME_ROWS, OPTION_ROWS, SCORE_ROWS, COST_ROWS = (
+SCHEME_ROWS, OPTION_ROWS, SCORE_ROWS, START_ROWS, COST_ROWS = (
     table_rows(section(SCHEMES_PAGE, heading))
-    for heading in ("All of them", "Parameters and options", "The scores, side by side", "Cost")
+    for heading in (
+        *("All of them", "Parameters and options", "The scores, side by side", "Where each scheme starts"),
+        "Cost",
+    )
 )
 
 
@@ -81,7 +85,7 @@ def model_and_config(scheme: str):
 
 def test_every_scheme_has_a_card_and_a_row_in_each_table():
     assert sorted(path.stem for path in (ROOT / "model_cards").glob("*.md")) == sorted(SCHEMES)
-    for rows in (README_ROWS, SCHEME_ROWS, OPTION_ROWS, COST_ROWS):
+    for rows in (README_ROWS, SCHEME_ROWS, OPTION_ROWS, START_ROWS, COST_ROWS):
         assert [name(row[0]) for row in rows] == list(SCHEMES)
     assert [scheme for row in SCORE_ROWS for scheme in re.findall(r"`(\w+)`", row[0])] == list(SCHEMES)
 
@@ -174,6 +178,24 @@ def test_table_of_options_agrees_with_the_code(row):
     assert options == ", ".join(f"`{key}={value!r}`" for key, value in config.position_options.items())
 
 
+@pytest.mark.parametrize("row", START_ROWS, ids=lambda row: name(row[0]))
+def test_table_of_starts_agrees_with_the_code(row):
+    first, _, ours, share = row
+    sizes = {**SIZES, "vocab_size": 262, "hidden_size": 256, "num_hidden_layers": 1, "max_position_embeddings": 64}
+    stated, shares = dict(re.findall(r"`(\w+)` ([\d.]+)", ours)), []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = HfRopeModel(HfRopeConfig(**sizes, position_embedding_type=name(first))).double().eval()
+        shares.append(position_share(model, torch.randint(1, 262, (1, 64))))
+    assert sum(shares) / 4 == pytest.approx(float(share), rel=0.1)
+    found = {key.partition("position.")[2].removesuffix(".weight") for key in model.state_dict() if "position." in key}
+    assert {key for key in found if "norm" not in key} == {*stated} - {"word_embeddings"}
+    for key, parameter in model.named_parameters():
+        for part in {*stated} & {*key.split(".")}:
+            if "position." in key or part == "word_embeddings":
+                assert parameter.std().item() == pytest.approx(float(stated[part]), rel=0.15), key
+
+
 @pytest.mark.parametrize(
     ("scheme", "settings"),
     [
@@ -183,6 +205,15 @@ def test_table_of_options_agrees_with_the_code(row):
 )
 def test_exceptions_to_shift_invariance_hold(scheme, settings):
     assert not HfRopeModel(HfRopeConfig(**SIZES, position_embedding_type=scheme, **settings)).position.shift_invariant
+
+
+@pytest.mark.parametrize("form", ["symmetric", "one_sided", "learned"])
+def test_only_the_symmetric_alibi_is_blind_to_direction(form):
+    options = {"position_embedding_type": "alibi", "position_options": {"form": form}}
+    torch.manual_seed(0)
+    model, ids = HfRopeModel(HfRopeConfig(**SIZES, **options)).double().eval(), torch.randint(1, 99, (1, 9))
+    there, back = model(ids).last_hidden_state, model(ids.flip(1)).last_hidden_state.flip(1)
+    assert torch.allclose(there, back, rtol=0, atol=1e-9) == (form == "symmetric")
 
 
 def test_exception_for_shaw_without_values_holds():

@@ -311,9 +311,9 @@ def test_weights_are_tied_as_configured_also_after_save_and_load(name, tie, embe
     close(loaded.eval()(ids).logits, model(ids).logits)
 
 
-@over(name=LMS, size=[105, 80], tie=[True, False])
-def test_resized_embeddings_keep_the_old_tokens_and_their_logits(name, size, tie, tmp_path):
-    model = HEADS[name].build(tie_word_embeddings=tie)
+@over(name=LMS, size=[105, 80], tie=[True, False], scaled=[True, False])
+def test_resized_embeddings_keep_the_old_tokens_and_their_logits(name, size, tie, scaled, tmp_path):
+    model = HEADS[name].build(tie_word_embeddings=tie, scale_embedding=scaled)
     ids = token_ids(2, 6) % 79 + 1
     with torch.no_grad():  # a graph from before would keep the old sizes
         before = model(ids).logits[..., : min(size, SIZES["vocab_size"])]

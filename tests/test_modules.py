@@ -123,7 +123,7 @@ def test_noise_on_embeddings_has_the_size_that_the_paper_gives_it(scheme):
     noise = []
     activate_neftune(model, 5.0)
     words = model.get_input_embeddings()
-    words.register_forward_hook(lambda module, args, output: noise.append(output - module.weight[args[0]]))
+    words.register_forward_hook(lambda module, args, output: noise.append(output - module.forward(*args)))
     model(ids, mask)
     largest = noise[0].abs().max().item()
     limit = 5 / (32 * model.config.hidden_size) ** 0.5

@@ -186,6 +186,7 @@ def with_scheme(own: HfRopeConfig, settings: dict[str, Any], name: str | None, o
     if name == old:
         return HfRopeConfig(**{**settings, "position_options": {**old_options, **(options or {})}})
     new: dict[str, Any] = {"position_embedding_type": name, "position_options": options, "rope_parameters": None}
+    new["scale_embedding"] = own.scale_embedding or None  # as the words were trained, or as the new scheme needs them
     return HfRopeConfig(**{**settings, **new})
 
 

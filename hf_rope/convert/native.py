@@ -125,6 +125,7 @@ def native_settings(config, head: str, family: str, report: Report) -> dict[str,
         refuse(config, key, f"{family} is made with {value!r}", unless=(value,))
     if head == "ForSequenceClassification":
         refuse(config, "classifier_pooling", f"{family} pools the first token", unless=("cls",))
+    refuse(config, "scale_embedding", f"{family} does not multiply its embeddings", unless=(False,))
     if config.type_vocab_size == 0 and family != "Gte":
         refuse(config, "type_vocab_size", f"{family} has one token type at least")
     settings = {key: getattr(config, key) for key in SHARED}

@@ -102,6 +102,8 @@ class HfRopeConfig(PreTrainedConfig):
         max_position_embeddings: rows of the position table of the schemes that have one; no limit for the others.
         embedding_size: width of the embeddings where it differs from `hidden_size` (ALBERT, ELECTRA), with a projection
             between them; None for `hidden_size`.
+        scale_embedding: whether word embeddings are multiplied by sqrt(embedding_size), as in BART; None for what the
+            scheme's source does. `inputs_embeds` are taken as they are: `get_input_embeddings()(ids)` is scaled.
         position_embedding_type: the position scheme, a key of `hf_rope.SCHEMES`.
         position_options: the scheme's own settings, see its `Options`; those left out get their defaults.
         rope_parameters: theta, scaling and `partial_rotary_factor` of a scheme that rotates, in transformers' form,
@@ -150,6 +152,7 @@ class HfRopeConfig(PreTrainedConfig):
     layer_norm_eps: float | int = 1e-12
     pad_token_id: int | None = 0
     embedding_size: int | None = None
+    scale_embedding: bool | None = None
     position_embedding_type: str = "rotary"
     position_options: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
@@ -179,6 +182,8 @@ class HfRopeConfig(PreTrainedConfig):
             self.embedding_size = self.hidden_size
         self.position_embedding_type = OLD_NAMES.get(self.position_embedding_type, self.position_embedding_type)
         self.position_options = self.full_options()
+        if self.scale_embedding is None:
+            self.scale_embedding = SCHEMES[self.position_embedding_type].scale_embedding
         self.fill_features()
         # The base class fills these dictionaries in place, and they are the caller's.
         self.rope_parameters = copy.deepcopy(self.rope_parameters)
@@ -339,7 +344,8 @@ class HfRopeConfig(PreTrainedConfig):
 
         A keyword that changes the scheme, the attention or the feature map drops the old one's settings. Under the same
         scheme, options left out keep their saved values; a new `rope_type` keeps the saved theta and
-        `partial_rotary_factor`.
+        `partial_rotary_factor`. A model that was saved without `scale_embedding` was trained before there was one, and
+        has False.
         """
         own = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
         own |= {*ROPE_KEYS, "chunk_size_feed_forward"}
@@ -349,8 +355,10 @@ class HfRopeConfig(PreTrainedConfig):
             for name in (d.get("position_embedding_type") for d in (config_dict, changes))
         )
         if new not in (None, old):
-            settings = ("position_options", "rope_parameters", *ROPE_KEYS)
+            settings = ("position_options", "rope_parameters", "scale_embedding", *ROPE_KEYS)
             config_dict = {key: value for key, value in config_dict.items() if key not in settings}
+        elif config_dict.get("architectures"):
+            config_dict = {"scale_embedding": False, **config_dict}
         drop: tuple[str, ...] = ()
         if changes.get("attention_type") not in (None, config_dict.get("attention_type", "softmax")):
             drop = LINEAR_KEYS

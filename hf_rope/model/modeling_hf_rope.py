@@ -73,13 +73,25 @@ class CausalKwargs(ForwardKwargs, total=False):
 ATTENTIONS: dict[str, type[HfRopeAttention]] = {"softmax": HfRopeAttention, "linear": HfRopeLinearAttention}
 
 
+class HfRopeScaledEmbedding(nn.Embedding):
+    """Rows times sqrt(their width); not the weight itself, which LM heads may share. Vaswani 2017, section 3.4."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.embed_scale = self.embedding_dim**0.5  # as BART's, the name by which PEFT scales an adapter's rows too
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(input_ids) * self.embed_scale
+
+
 class HfRopeEmbeddings(nn.Module):
     """The sum of word and token-type embeddings: (B, L) ids, or (B, L, embedding_size) -> (B, L, embedding_size)."""
 
     def __init__(self, config):
         super().__init__()
         size = config.embedding_size
-        self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=config.pad_token_id)
+        kind = HfRopeScaledEmbedding if config.scale_embedding else nn.Embedding
+        self.word_embeddings = kind(config.vocab_size, size, padding_idx=config.pad_token_id)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size) if config.type_vocab_size else None
 
     def forward(self, input_ids, token_type_ids, inputs_embeds) -> torch.Tensor:

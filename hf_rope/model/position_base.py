@@ -80,6 +80,10 @@ class PositionScheme(nn.Module):
     """Whether it adds to the output, from the probabilities, which only eager attention has."""
     rotates: ClassVar[bool] = False
     """Whether it reads `config.rope_parameters`."""
+    scale_embedding: ClassVar[bool] = False
+    """Whether word embeddings are multiplied by sqrt(their width) where the configuration does not say."""
+    lr_multipliers: ClassVar[dict[str, float]] = {}
+    """Which of its own parts learn best at another learning rate than the model's: by attribute, how many times it."""
 
     @strict
     @dataclass
@@ -191,6 +195,9 @@ class PositionScheme(nn.Module):
 
 class LayerPosition(nn.Module):
     """What a scheme does in one layer, and the parameters of that layer alone; it does nothing by default."""
+
+    lr_multipliers: ClassVar[dict[str, float]] = {}
+    """As `PositionScheme`'s, of the layer's own parts."""
 
     def __init__(self, config):
         super().__init__()

@@ -1,6 +1,7 @@
 """Relative positions in keys and values: Shaw et al. 2018 (arXiv 1803.02155), sections 3.1 and 3.2; RoFormer eq. 5."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -50,6 +51,8 @@ class ShawPosition(ContentScheme):
 
 class LayerShaw(ContentScore):
     """One layer's tables."""
+
+    lr_multipliers: ClassVar = {"relative_keys": 10.0, "relative_values": 10.0}
 
     def __init__(self, config, options):
         super().__init__(config)

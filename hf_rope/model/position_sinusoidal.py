@@ -1,4 +1,4 @@
-"""Sinusoidal absolute positions: Vaswani et al. 2017, section 3.5; RoFormer eq. 4."""
+"""Sinusoidal absolute positions: Vaswani et al. 2017, sections 3.4 and 3.5; RoFormer eq. 4."""
 
 import torch
 
@@ -9,10 +9,12 @@ from .relative import sinusoid
 class SinusoidalPosition(PositionScheme):
     """x_i + p_i with p_{i,2t} = sin(i / 10000^(2t/D)) and p_{i,2t+1} = cos(the same).
 
-    No parameters, no length limit.
+    Word embeddings are multiplied by sqrt(D) before (section 3.4, `config.scale_embedding`): sines have a size of 0.7,
+    and rows that begin at 0.02 would not be seen beside them. No parameters, no length limit.
     """
 
     kind = "APE"
+    scale_embedding = True
 
     @classmethod
     def check(cls, config, options):

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -19,6 +20,7 @@ class T5Position(DistanceBias, WithAbsoluteTable):
     """
 
     kind = "RPE"
+    lr_multipliers: ClassVar = {"bias": 30.0}
 
     @strict
     @dataclass
