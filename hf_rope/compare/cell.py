@@ -21,6 +21,7 @@ from transformers.trainer_callback import ExportableState, PrinterCallback
 from transformers.utils import logging
 
 from ..model.configuration_hf_rope import HfRopeConfig
+from ..optimization import param_groups
 from .tasks import TASKS, Task
 
 RESULT, PROGRESS, ERROR, COMPLETE = "result.json", "progress.json", "error.txt", "complete"
@@ -241,12 +242,16 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
 
 
 def build_trainer(cell: Cell, task: Task, folder: Path) -> Trainer:
-    """The stock Trainer on the task's examples, in their own order."""
+    """The stock Trainer on the task's examples, in their own order; positions learn at their scheme's own rates."""
     arguments = training_arguments(cell, task, folder)
     examples = cell.settings["steps"] * arguments.per_device_train_batch_size
+    model = build_model(cell, task)
+    groups = param_groups(model, arguments.learning_rate, weight_decay=arguments.weight_decay)
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
     trainer = Trainer(
-        model=build_model(cell, task),
+        model=model,
         args=arguments,
+        optimizers=(kind(groups, **options), None),
         data_collator=task.collator(),
         train_dataset=task.training(cell.settings["seed"], examples),
         eval_dataset=task.evaluation(),

@@ -169,7 +169,8 @@ class Study:
             kind = self.tasks[task_name]["kind"]
             for scheme, keys in self.config_keys.items():
                 config = HfRopeConfig(**{**task.config(), **keys})
-                full = {"position_options": config.position_options, "rope_parameters": config.rope_parameters}
+                written_out = ("position_options", "rope_parameters", "scale_embedding")
+                full = {key: getattr(config, key) for key in written_out}
                 for rate in self.learning_rates:
                     for seed in self.seeds:
                         settings = {
@@ -178,6 +179,7 @@ class Study:
                             "config": {**keys, **{key: value for key, value in full.items() if value}},
                             "seed": seed,
                             "learning_rate": rate,
+                            "lr_multipliers": lr_multipliers(config),
                             "steps": self.steps,
                             "tokens_per_step": self.tokens_per_step,
                             "evaluate_every": self.evaluate_every,
@@ -193,6 +195,13 @@ class Study:
                             keep_model=self.keep_model,
                         )
         return cells
+
+
+def lr_multipliers(config: HfRopeConfig) -> dict[str, float]:
+    """By the names of a scheme's parameters, how many times the learning rate they have; others have it once."""
+    scheme = SCHEMES[config.position_embedding_type]
+    with torch.device("meta"):
+        return {**scheme.lr_multipliers, **scheme.for_layer(config, 0).lr_multipliers}
 
 
 def read_study(path: str | Path) -> Study:

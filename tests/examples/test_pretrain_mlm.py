@@ -20,11 +20,11 @@ def test_every_scheme_sees_the_same_batches_and_is_saved(pretrain, tmp_path, mon
         seen[current].append((batch["input_ids"], batch["labels"]))
         return batch
 
-    def start(config, *arguments):
+    def start(config, *arguments, **settings):
         nonlocal current
         current = config.position_embedding_type
         seen[current] = []
-        return train(config, *arguments)
+        return train(config, *arguments, **settings)
 
     current = ""
     monkeypatch.setattr(pretrain_mlm.BatchSeededMasking, "torch_call", record)

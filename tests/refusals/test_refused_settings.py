@@ -53,7 +53,6 @@ CONFIGS = {
         *("alibi", {**options(form="one_sided"), "num_attention_heads": 1}),
         *("['form'] is 'one_sided'", "num_attention_heads is 1", "use an even number, or another form"),
     ),
-    "scale of another type": ("none", {"scale_embedding": "yes"}, "'scale_embedding'", "'yes'"),
     "odd head size": ("rotary", {"hidden_size": 36}, "even rotary size", "got 9", "hidden_size 36 / num"),
     "odd embedding size": ("sinusoidal", {"embedding_size": 15}, "even embedding_size", "got 15"),
     "odd hidden size": ("transformer_xl", {"hidden_size": 33, "num_attention_heads": 3}, "even hidden_size", "got 33"),
