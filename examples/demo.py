@@ -244,7 +244,9 @@ def run(arguments: Arguments) -> dict[str, Any]:
         "unigram_loss": unigram,
         "sentiment": sentiment,
     }
-    results["without_package"] = check_without_package(trainer.model, tokenizer, folder)
+    # Trainer has put autocast around the model's forward, if it trained in bfloat16.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    results["without_package"] = check_without_package(model, tokenizer, folder)
     plot_losses(arguments, results, folder)
     results["seconds"] = time.perf_counter() - start
     (folder / "results.json").write_text(json.dumps(results, indent=2))
