@@ -22,6 +22,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
+nitpick_ignore_regex = [("py:class", r"transformers\..*")]  # named by autodoc, and no page of this site
 default_role = "code"  # what the docstrings put into backticks
 autodoc_typehints = "none"  # the docstrings say what goes in, with its shape
 autodoc_member_order = "bysource"
