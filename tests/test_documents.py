@@ -30,6 +30,7 @@ PRINTS = {
     "docs/layout.md": ["tensor(True)"],
     "docs/linear_attention.md": ["torch.Size([1, 20000, 64])"],
     "docs/schemes.md": ["'num_buckets': 16", "'rope_type': 'yarn'"],
+    "docs/speed.md": ["torch.bfloat16"],
     "docs/tools.md": ["trainable params", "(1, 64)"],
     "docs/training.md": ["unigram_loss", "accuracy"],
 }
