@@ -20,19 +20,13 @@ from transformers import (
 )
 
 from hf_rope import SCHEMES, HfRopeConfig, HfRopeForMaskedLM, param_groups
+from hf_rope.compare.tasks.language import MaskedLM, read_text
 
 BYTES_A_STEP = 4096
 SIZES: dict[str, Any] = {
     **{"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024},
     **{"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "type_vocab_size": 0},
 }
-
-
-def read_bytes(path: Path, tokenizer: PerceiverTokenizer) -> torch.Tensor:
-    """(N,) int64: the ids of all bytes of the field `text` of a file of JSON lines."""
-    text = "\n".join(json.loads(line)["text"] for line in path.open(encoding="utf-8"))
-    first = tokenizer.convert_tokens_to_ids("\x00")
-    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).long() + first
 
 
 def batches(
@@ -103,7 +97,8 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = PerceiverTokenizer()
-    text, unseen = (read_bytes(arguments.books / f"{split}.jsonl", tokenizer) for split in ("train", "validation"))
+    encode = MaskedLM(length=arguments.window).encode
+    text, unseen = (encode(read_text(arguments.books / f"{split}.jsonl")) for split in ("train", "validation"))
     drawn = batches(unseen, tokenizer, arguments.window, arguments.seed)
     rows = [next(drawn) for _ in range(8)]
     sizes = {**SIZES, "vocab_size": len(tokenizer), "max_position_embeddings": arguments.window, **arguments.config}
