@@ -5,6 +5,7 @@ import os
 import traceback
 from collections.abc import Iterator
 from dataclasses import fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -93,15 +94,17 @@ def finished(cell: Cell, folder: Path) -> bool:
 
 
 def wanted(study: Study, folder: Path) -> Iterator[Cell]:
-    """The cells of the first seed, and those of the other seeds at a learning rate that is known."""
+    """The cells of the first seed, and then, seed by seed, those of the others at a learning rate that is known."""
     first, others = study.seeds[0], study.seeds[1:]
-    for task in study.tasks:
-        for scheme in study.config_keys:
-            at_first = {rate: study.cells[task, scheme, rate, first] for rate in study.learning_rates}
-            yield from at_first.values()
-            rate = choose_rate({rate: read_result(folder / cell.name) for rate, cell in at_first.items()})
+    rates = {}
+    for task, scheme in product(study.tasks, study.config_keys):
+        at_first = {rate: study.cells[task, scheme, rate, first] for rate in study.learning_rates}
+        yield from at_first.values()
+        rates[task, scheme] = choose_rate({rate: read_result(folder / cell.name) for rate, cell in at_first.items()})
+    for seed in others:
+        for (task, scheme), rate in rates.items():
             if rate is not None:
-                yield from (study.cells[task, scheme, rate, seed] for seed in others)
+                yield study.cells[task, scheme, rate, seed]
 
 
 def attempt(cell: Cell, folder: Path) -> None:
