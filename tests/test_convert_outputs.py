@@ -181,6 +181,20 @@ def test_pairings_are_the_same_model(case, head):
     assert all(torch.equal(tensor, source.state_dict()[key]) for key, tensor in back.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["jina-v3", "nomic", *(["gte"] if "gte" in SOURCES else [])])
+def test_a_source_in_halves_gets_the_faster_pairing_unless_asked_otherwise(name):
+    theirs = native(name)
+    faster, report = convert(theirs, return_report=True)
+    kept = convert(theirs, position_options={"pairing": "halves"})
+    assert faster.config.position_options["pairing"] == "interleaved"
+    assert not report.needs_training
+    assert any("'interleaved'" in note for note in report.notes)
+    assert kept.config.position_options["pairing"] == "halves"
+    assert_equal(faster, kept)
+    back = to_native(faster).state_dict()
+    assert all(torch.equal(tensor, back[key]) for key, tensor in theirs.state_dict().items())
+
+
 # Decoders.
 
 DECODERS = {"bert": "LMHeadModel", "bert-odd": "LMHeadModel", "roformer": "ForCausalLM", "roformer-odd": "ForCausalLM"}

@@ -78,6 +78,8 @@ def convert(
         settings["tie_word_embeddings"] = False
         report.notes.append("The decoder is not tied: the source's differs from its word embeddings.")
     own = HfRopeConfig(**settings)
+    if position_embedding_type in (None, own.position_embedding_type):
+        position_options = {**source.faster, **(position_options or {})}
     config = with_scheme(own, settings, position_embedding_type, position_options)
     (old, old_options), (new, new_options) = scheme_of(own), scheme_of(config)
     pairings = old_options.pop("pairing", None), new_options.pop("pairing", None)

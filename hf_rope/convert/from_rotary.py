@@ -40,6 +40,7 @@ class RotarySource(Source):
     """What the three have in common."""
 
     dropped = {**COMPUTED, r"(^|\.)rotary_emb\.(original_)?inv_freq$": "frequencies, computed at every forward"}
+    faster: ClassVar = {"pairing": "interleaved"}
     saved: ClassVar[dict[str, tuple[str, ...]]]
     """Modules under their saved names, and those of the class whose rows they hold, in order."""
     block: ClassVar[dict[str, Any]] = {}

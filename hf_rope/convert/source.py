@@ -80,6 +80,8 @@ class Source:
     """Whether its decoders are converted too, with cross-attention or without."""
     gelu_head: ClassVar[bool] = False
     """Whether its masked-LM head has gelu whatever the layers have."""
+    faster: ClassVar[dict[str, Any]] = {}
+    """Options of the scheme under which the same model is faster here than under the source's."""
     refused_heads: ClassVar[dict[str, str]] = {}
     """Heads that have no place here, with the way out."""
 

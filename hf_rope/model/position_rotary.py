@@ -144,13 +144,16 @@ class LayerRotary(LayerPosition):
             pairs = torch.view_as_complex(part.unflatten(-1, (-1, 2)))
             # In place where `part` is a copy, which nobody else has seen: memory touched once, not twice.
             pairs = pairs * rotation if x.dtype == precision else pairs.mul_(rotation)
-            rotated = torch.view_as_real(pairs)
+            rotated = torch.view_as_real(pairs).flatten(-2)
         else:
             cos, sin = (rotation.real, rotation.imag) if rotation.is_complex() else rotations
-            pair_dim, shape = (-2, (2, -1)) if self.halves else (-1, (-1, 2))
-            first, second = part.unflatten(-1, shape).unbind(pair_dim)
-            rotated = torch.stack((first * cos - second * sin, second * cos + first * sin), pair_dim)
-        rotated = rotated.flatten(-2).to(x.dtype)
+            if self.halves:  # a component's partner lies half of them away; long rows beat two halves that lie apart
+                partners = part.roll(size // 2, -1)
+                rotated = torch.addcmul(part * torch.cat((cos, cos), -1), partners, torch.cat((-sin, sin), -1))
+            else:
+                first, second = part.unflatten(-1, (-1, 2)).unbind(-1)
+                rotated = torch.stack((first * cos - second * sin, second * cos + first * sin), -1).flatten(-2)
+        rotated = rotated.to(x.dtype)
         return rotated if size == whole else torch.cat((rotated, x[..., size:]), dim=-1)
 
 
