@@ -7,7 +7,6 @@ import reference
 from helpers import CASES, over, tiny_model, token_ids
 from hf_rope import SCHEMES
 
-
 LARGE = {"kerple-power": ("r2", [-1.5, 1.5, 2.5, 5.5]), "fire": ("log_threshold", [3.0])}
 """A parameter of a case and its values: exponents on all sides of their limits, a threshold beyond all positions."""
 

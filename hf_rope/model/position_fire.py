@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -27,6 +28,7 @@ class FirePosition(DistanceBias):
     """
 
     kind = "RPE"
+    lr_multipliers: ClassVar = {"hidden": 30.0, "output": 30.0, "rate": 30.0, "log_threshold": 30.0}
 
     @strict
     @dataclass
