@@ -49,6 +49,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "alibi-6-heads": {"num_attention_heads": 6, "hidden_size": 36},
     "alibi-one-sided": {"position_options": {"form": "one_sided"}, "num_attention_heads": 6, "hidden_size": 36},
     "alibi-learned": {"position_options": {"form": "learned"}},
+    "kerple-power": {"position_options": {"kernel": "power"}},
+    "fire-narrow": {"position_options": {"width": 5, "threshold": 3}},
     "rotary-halves": {"position_options": {"pairing": "halves"}},
     "rotary-value": {"position_options": {"rotary_value": True}},
     "rotary-halves-value": {"position_options": {"rotary_value": True, "pairing": "halves"}},

@@ -150,6 +150,27 @@ def alibi_score(p, layer, head, i, j, q, k, n):
     return content(q, k) - slope * abs(i - j)
 
 
+def kerple_score(p, layer, head, i, j, q, k, n):
+    r1, r2, distance = abs(float(p.r1[head])), abs(float(p.r2[head])), abs(i - j)
+    if p.options.kernel == "log":
+        return content(q, k) - r1 * math.log(1 + r2 * distance)
+    while r2 > 2:
+        r2 = abs(4 - r2)
+    return content(q, k) - r1 * distance**r2
+
+
+def fire_score(p, layer, head, i, j, q, k, n):
+    c, threshold = abs(float(p.rate)), math.exp(float(p.log_threshold))
+
+    def psi(x):
+        return math.log(c * x + 1)
+
+    farthest = i if j <= i or p.config.is_decoder else n - 1 - i
+    x = psi(abs(i - j)) / (psi(max(threshold, farthest)) + 1e-6) * (1 if j <= i else -1)
+    units = zip(p.hidden.weight[:, 0].tolist(), p.hidden.bias.tolist(), p.output.weight[head].tolist(), strict=True)
+    return content(q, k) + sum(out * max(0, weight * x + bias) for weight, bias, out in units)
+
+
 def rotary_turn(p, x, i, n):
     """(x_{2t} + i x_{2t+1}) e^{i m th_t}, on the pairs and the part of the head that the settings name."""
     rope = p.config.rope_parameters

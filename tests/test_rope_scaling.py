@@ -54,6 +54,17 @@ def test_turns_are_those_of_transformers_own_embedding(rope_type, length):
         torch.testing.assert_close(first, second)
 
 
+@pytest.mark.parametrize("p", [0.25, 0.5, 0.75, 1.0])
+def test_proportional_is_p_rope(p):
+    """The fastest p of RoPE's own frequencies, and 0 for the slowest."""
+    rope = {"rope_type": "proportional", "rope_theta": 500.0, "partial_rotary_factor": p}
+    config = tiny_config("rotary", rope_parameters=rope)
+    found, factor = SCHEMES["rotary"](config).frequencies(torch.arange(5)[None], torch.float32)
+    expected = [500 ** (-2 * t / 8) if t < 4 * p else 0 for t in range(4)]
+    torch.testing.assert_close(found, torch.tensor(expected))
+    assert factor == 1
+
+
 @pytest.mark.parametrize("rope_type", [name for name in TYPES if name != "default"])
 def test_every_scaling_changes_an_input_beyond_the_trained_length(rope_type):
     scaled = tiny_model("rotary", **settings(rope_type))

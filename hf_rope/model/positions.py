@@ -3,6 +3,8 @@
 from .position_alibi import AlibiPosition
 from .position_base import PositionScheme
 from .position_deberta import DebertaPosition
+from .position_fire import FirePosition
+from .position_kerple import KerplePosition
 from .position_learned import LearnedPosition
 from .position_none import NonePosition
 from .position_relative_key import RelativeKeyPosition, RelativeKeyQueryPosition
@@ -25,5 +27,7 @@ SCHEMES: dict[str, type[PositionScheme]] = {
     "tupe": TupePosition,
     "deberta": DebertaPosition,
     "alibi": AlibiPosition,
+    "kerple": KerplePosition,
+    "fire": FirePosition,
     "rotary": RotaryPosition,
 }

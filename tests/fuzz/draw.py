@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
+
 from heads import HEADS
 from helpers import tiny_config, tiny_model
-from hf_rope import HfRopeConfig
+from hf_rope import SCHEMES, HfRopeConfig
 
 LMS = ("masked-lm", "causal-lm")
 LABELLED = (*LMS, "tokens")
@@ -108,8 +110,10 @@ class Draw:
 
     @property
     def follows_length(self) -> bool:
-        """Whether frequencies follow the length of a sequence, which a 4-D mask does not tell."""
-        return (self.config.rope_parameters or {}).get("rope_type") in ("dynamic", "longrope")
+        """Whether positions follow the length of a sequence, which a 4-D mask does not tell."""
+        config = self.config
+        with torch.device("meta"):
+            return not SCHEMES[config.position_embedding_type](config).length_independent
 
     def build(self, **room: int):
         """The model in float64; `room` changes the size of its table."""

@@ -45,6 +45,8 @@ OPTIONS = {
         one_of((0, 2), (0, 5), (0, 16), (4, 4), (4, 8), (8, 16), (256, 512)),
         DEBERTA,
     ),
+    "kerple": some(kernel=one_of("log", "power")),
+    "fire": some(width=one_of(1, 8, 32), threshold=one_of(1, 5, 100)),
     "rotary": some(pairing=one_of("interleaved", "halves"), rotary_value=st.booleans()),
 }
 LONGROPE = {"short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [2.0, 3.0, 4.0, 5.0], "factor": 4.0}
