@@ -44,7 +44,6 @@ from transformers.trainer_utils import get_last_checkpoint
 from continuing import continued_config, load_checkpoint
 from hf_rope import HfRopeConfig, param_groups
 from hf_rope.masking import BatchSeededMasking
-from hf_rope.packing import pack, split_documents
 from loading import (
     DataArguments,
     describe_precision,
@@ -55,6 +54,7 @@ from loading import (
     training_precision,
 )
 from stages import Stage, StageTheta, plan_stages, rows_in_order
+from text_rows import group_texts, make_rows
 
 SIZES = '{"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}'
 
@@ -111,43 +111,6 @@ class StepClock(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self.tokens += state.num_input_tokens_seen - self.seen
         self.seconds += time.perf_counter() - self.start
-
-
-def group_texts(texts: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int) -> Dataset:
-    """`input_ids` of exactly `block_size`: texts with their special tokens, one after the other, cut into blocks."""
-    (column,) = texts.column_names
-
-    def cut(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        ids = list(chain.from_iterable(tokenizer(rows[column], verbose=False)["input_ids"]))
-        return {"input_ids": [ids[i : i + block_size] for i in range(0, len(ids) - block_size + 1, block_size)]}
-
-    blocks = texts.map(cut, batched=True, batch_size=10_000, remove_columns=column, desc="tokens")
-    if not len(blocks):
-        raise SystemExit(f"The text is shorter than one block of {block_size} tokens: use a smaller --block_size.")
-    return blocks
-
-
-def make_rows(
-    texts: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, block_size: int, documents: bool
-) -> Dataset:
-    """`input_ids` and `position_ids` of rows of up to `block_size` tokens, in which pieces of text are packed.
-
-    Args:
-        length: tokens of the longest piece.
-        documents: whether a piece is of one text; else texts are joined and cut into pieces of `length`.
-    """
-    if documents:
-        (column,) = texts.column_names
-
-        def fill(rows: dict[str, list]) -> dict[str, list[list[int]]]:
-            return pack(split_documents(rows[column], tokenizer, length), block_size)
-    else:
-        texts = group_texts(texts, tokenizer, length)
-
-        def fill(rows: dict[str, list]) -> dict[str, list[list[int]]]:
-            return pack(rows["input_ids"], block_size)
-
-    return texts.map(fill, batched=True, batch_size=10_000, remove_columns=texts.column_names, desc="rows")
 
 
 def unigram_loss(train: Dataset, validation: Dataset, tokenizer: PreTrainedTokenizerBase) -> float:

@@ -28,7 +28,8 @@ from continuing import continued_config, load_checkpoint
 from finetune_classification import finetune
 from hf_rope.convert import convert
 from loading import DataArguments, load_files, load_split, load_tokenizer, require_fresh
-from pretrain_mlm import group_texts, pretrain
+from pretrain_mlm import pretrain
+from text_rows import group_texts
 
 DATA = Path(__file__).parent / "data"
 

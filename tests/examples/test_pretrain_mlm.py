@@ -16,6 +16,7 @@ from hf_rope.convert import convert
 from loading import load_files
 from scripts import load_complete, run_script
 from stages import Stage, plan_stages, rows_in_order
+from text_rows import make_rows
 
 
 def test_every_scheme_sees_the_same_batches_and_is_saved(pretrain, tmp_path, monkeypatch):
@@ -135,7 +136,7 @@ def test_stages_move_length_and_theta_and_are_resumed(pretrain, tmp_path, monkey
 def test_rows_hold_pieces_of_the_length_that_is_asked_for(folder, documents):
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     texts = load_files([str(folder / "books.txt")], ["text"])
-    rows = pretrain_mlm.make_rows(texts, tokenizer, 16, 40, documents)
+    rows = make_rows(texts, tokenizer, 16, 40, documents)
     tokens = 0
     for row in rows:
         assert len(row["input_ids"]) == len(row["position_ids"]) <= 40
