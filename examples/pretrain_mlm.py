@@ -184,19 +184,17 @@ def pretrain(
     history = trainer.state.log_history
     if trainer.is_world_process_zero():
         (folder / "log_history.json").write_text(json.dumps(history, indent=2))
-    before = {"loss_before": row["eval_loss"] for row in history if row["step"] == 0 and "eval_loss" in row}
+    before = [row["eval_loss"] for row in history if row["step"] == 0 and "eval_loss" in row]
     return {
         "parameters": trainer.model.num_parameters(),
-        **before,
+        **({"loss_before": before[0]} if before else {}),
         "validation_loss": loss,
         "perplexity": math.exp(loss),
         "tokens_per_second": clock.tokens / clock.seconds if clock.seconds else None,
     }
 
 
-def build_configs(
-    arguments: Arguments, tokenizer: PreTrainedTokenizerBase, stages: list[Stage]
-) -> list[HfRopeConfig]:
+def build_configs(arguments: Arguments, tokenizer: PreTrainedTokenizerBase, stages: list[Stage]) -> list[HfRopeConfig]:
     """A configuration for each scheme, with positions for the longest piece of any stage."""
     length = max(stage.length for stage in stages)
     if arguments.model is None:

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -51,13 +51,11 @@ def plan_stages(lengths: list[int], rope_thetas: list[float], steps: list[int], 
                 f"--max_steps is {max_steps}, too few for {count} stages: raise it, or give --stage_steps."
             )
         ends = [max_steps * number // count for number in range(count + 1)]
-        steps = [end - start for start, end in zip(ends, ends[1:], strict=False)]
+        steps = [end - start for start, end in pairwise(ends)]
     else:
         steps = [max_steps]
     every_length, every_theta = lengths * (count // len(lengths)), rope_thetas or [None]
-    return [
-        Stage(*stage) for stage in zip(steps, every_length, every_theta * (count // len(every_theta)), strict=True)
-    ]
+    return [Stage(*stage) for stage in zip(steps, every_length, every_theta * (count // len(every_theta)), strict=True)]
 
 
 def rows_in_order(rows: list[Dataset], stages: list[Stage], rows_a_step: int, seed: int) -> Dataset:

@@ -47,10 +47,10 @@ def test_a_batch_of_packed_rows_has_the_loss_and_the_gradients_of_its_documents(
     model.zero_grad()
     alone = sum(model(ids, labels=labels, num_items_in_batch=items).loss for ids, labels in documents(batch))
     alone.backward()
-    torch.testing.assert_close(loss, alone, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(loss, alone, rtol=1e-6, atol=1e-6)  # which is taken in float32
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            torch.testing.assert_close(together[name], parameter.grad, rtol=1e-6, atol=1e-9, msg=name)
+            torch.testing.assert_close(together[name], parameter.grad, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_every_document_is_there_once_and_in_pieces_of_its_own(tokenizer):

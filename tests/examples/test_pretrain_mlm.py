@@ -1,4 +1,4 @@
-"""pretrain_mlm.py: every scheme sees the same batches, and a run can be resumed, go on from a checkpoint and have stages."""
+"""pretrain_mlm.py: the same batches for every scheme, runs that are resumed or go on from a checkpoint, stages."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from functools import wraps
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 import pretrain_mlm
 from continuing import continued_config, load_checkpoint
@@ -78,15 +78,19 @@ def test_masks_depend_on_the_batch_alone(folder):
 
 
 @pytest.mark.parametrize(
-    ("source", "position", "scheme"), [("checkpoint", [], "rotary"), ("bert", [], "learned"), ("bert", ["t5"], "t5")]
+    ("source", "position", "scheme"),
+    [
+        ("checkpoint", [], "rotary"),
+        ("bert", ["t5"], "t5"),
+        pytest.param("bert", [], "learned", marks=pytest.mark.full),
+    ],
 )
 def test_training_goes_on_from_a_checkpoint(source, position, scheme, request, pretrain, tmp_path):
     """A learning rate of 0 shows where it begins: with the checkpoint's weights, and new ones where it has none."""
     start = request.getfixturevalue(source)
-    options = ["--position", *position] if position else []
-    pretrain(
-        tmp_path, "--model", start, *options, "--config_overrides", "{}", "--learning_rate", 0, "--max_steps", 1
-    )
+    options = ["--model", start, "--config_overrides", "{}", "--learning_rate", 0, "--max_steps", 1]
+    options += ["--per_device_eval_batch_size", 64, *(["--position", *position] if position else [])]
+    pretrain(tmp_path, *options, "--eval_strategy", "no")
     result = json.loads((tmp_path / "results.json").read_text())[scheme]
     assert result["loss_before"] == pytest.approx(result["validation_loss"], abs=1e-6)
     model = load_complete(AutoModelForMaskedLM, tmp_path / scheme)
@@ -108,7 +112,13 @@ def test_a_checkpoint_in_half_precision_goes_on_in_float32_with_what_is_changed(
     assert model.model.dropout.p == 0.3
 
 
-def test_stages_move_length_and_theta_and_are_resumed(pretrain, tmp_path, monkeypatch):
+STAGES = [
+    *("--pack_documents", "--lengths", 16, 32, "--rope_thetas", 100, 200, "--per_device_eval_batch_size", 64),
+    *("--lr_scheduler_type", "constant", "--eval_strategy", "no"),
+]
+
+
+def test_stages_move_length_and_theta(pretrain, tmp_path, monkeypatch):
     seen: list[tuple] = []
     forward = HfRopeForMaskedLM.forward
 
@@ -119,15 +129,18 @@ def test_stages_move_length_and_theta_and_are_resumed(pretrain, tmp_path, monkey
         return forward(self, **inputs)
 
     monkeypatch.setattr(HfRopeForMaskedLM, "forward", record)
-    stages = ["--pack_documents", "--lengths", 16, 32, "--rope_thetas", 100, 200, "--lr_scheduler_type", "constant"]
-    pretrain(tmp_path / "whole", *stages)
+    pretrain(tmp_path, *STAGES)
     assert seen == [(100, 16)] * 2 + [(200, 32)] * 2
-    pretrain(tmp_path / "parts", *stages, "--stage_steps", 2, 1, "--max_steps", 3, "--save_steps", 1)
-    pretrain(tmp_path / "parts", *stages, "--resume")
-    assert seen[4:] == [(100, 16)] * 2 + [(200, 32)] * 2
+    assert AutoConfig.from_pretrained(tmp_path / "rotary").rope_parameters["rope_theta"] == 200
+
+
+@pytest.mark.full
+def test_resumed_stages_end_where_uninterrupted_ones_do(pretrain, tmp_path):
+    pretrain(tmp_path / "whole", *STAGES)
+    pretrain(tmp_path / "parts", *STAGES, "--stage_steps", 2, 1, "--max_steps", 3, "--save_steps", 1)
+    pretrain(tmp_path / "parts", *STAGES, "--resume")
     whole, parts = (AutoModelForMaskedLM.from_pretrained(tmp_path / x / "rotary") for x in ("whole", "parts"))
     assert whole.config.rope_parameters == parts.config.rope_parameters
-    assert whole.config.rope_parameters["rope_theta"] == 200
     for name, weight in whole.state_dict().items():
         torch.testing.assert_close(parts.state_dict()[name], weight)
 
