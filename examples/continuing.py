@@ -43,6 +43,9 @@ def load_checkpoint(name: str, config: HfRopeConfig) -> PreTrainedModel:
         converted = convert(name, config.position_embedding_type, config.position_options)
         weights = converted.state_dict()
         return HfRopeForMaskedLM.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise SystemExit(f"Training cannot go on from {name!r} with these settings: {first_line}") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise SystemExit(str(error)) from error
+    except RuntimeError as error:  # after a table of the tensors that do not fit
+        raise SystemExit(
+            f"The weights of {name} do not have the sizes of --config_overrides, as listed above: leave these out."
+        ) from error

@@ -14,7 +14,7 @@ class BatchSeededMasking(DataCollatorForLanguageModeling):
     `position_ids`, such as those of `hf_rope.packing.pack`; they are padded as the ids are.
     """
 
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def torch_call(self, examples: list[Any]) -> dict[str, torch.Tensor]:
         ids = torch.cat([torch.as_tensor(example["input_ids"]) for example in examples])
         self.generator = torch.Generator().manual_seed(zlib.crc32(ids.numpy().tobytes()))
         batch = super().torch_call(
