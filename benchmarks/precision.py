@@ -34,7 +34,7 @@ class Precision:
         return run
 
     def step(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> Run:
-        """Forward, backward and AdamW (fused, Trainer's default) of a masked-LM step, of 15% if not of given labels."""
+        """Forward, backward and fused AdamW of a masked-LM step; 15% of real tokens, if none are labelled."""
         model.train()
         update = self.optimize([*model.parameters()])
         ids = batch["input_ids"]
