@@ -30,7 +30,8 @@ from transformers import HfArgumentParser, PreTrainedTokenizerBase, Trainer, Tra
 
 from finetune_classification import finetune
 from loading import DataArguments, describe_precision, load_files, load_split, require_fresh, training_precision
-from pretrain_mlm import build_config, group_texts, pretrain, unigram_loss
+from pretrain_mlm import build_config, pretrain, unigram_loss
+from text_rows import group_texts
 from train_tokenizer import train_tokenizer
 
 HERE = Path(__file__).parent

@@ -37,8 +37,10 @@ from transformers import (
 )
 
 from hf_rope import SCHEMES
+from hf_rope.masking import BatchSeededMasking
 from loading import DataArguments, load_split, parse_overrides
-from pretrain_mlm import BatchSeededMasking, build_config, group_texts, pretrain
+from pretrain_mlm import build_config, pretrain
+from text_rows import group_texts
 from train_tokenizer import train_tokenizer
 
 BOOKS = Path(__file__).parent / "data/books"

@@ -3,6 +3,13 @@
 python examples/pretrain_mlm.py --position rotary learned shaw --tokenizer runs/tokenizer \
     --train_file my.txt --validation_file mine_too.txt --output_dir runs/mlm --max_steps 1000
 
+`--model` goes on from a checkpoint instead, of hf_rope or of what `hf_rope.convert` reads, under its own positions or
+under those of `--position`:
+
+python examples/pretrain_mlm.py --model bert-base-uncased --position rotary --pack_documents \
+    --lengths 128 512 --rope_thetas 10000 160000 --train_file documents.jsonl --validation_file others.jsonl \
+    --output_dir runs/continued --max_steps 1000 --learning_rate 2e-4
+
 Every option of `TrainingArguments` works. Writes OUTPUT_DIR/SCHEME, a model folder with `log_history.json` and the
 last checkpoint, and OUTPUT_DIR/results.json, where the loss of knowing only the words' frequencies stands beside each.
 `--resume` goes on from the last checkpoints.
@@ -12,9 +19,10 @@ import copy
 import json
 import math
 import time
-import zlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,8 +31,8 @@ import torch
 from datasets import Dataset
 from transformers import (
     AutoModelForMaskedLM,
-    DataCollatorForLanguageModeling,
     HfArgumentParser,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
@@ -33,7 +41,9 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from continuing import continued_config, load_checkpoint
 from hf_rope import HfRopeConfig, param_groups
+from hf_rope.masking import BatchSeededMasking
 from loading import (
     DataArguments,
     describe_precision,
@@ -43,19 +53,45 @@ from loading import (
     require_fresh,
     training_precision,
 )
+from stages import Stage, StageTheta, plan_stages, rows_in_order
+from text_rows import group_texts, make_rows
+
+SIZES = '{"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}'
 
 
 @dataclass
 class Arguments:
     """The models' settings."""
 
-    tokenizer: str = field(metadata={"help": "A tokenizer's folder or Hub name."})
-    position: list[str] = field(default_factory=lambda: ["rotary"], metadata={"help": "Position schemes."})
-    block_size: int = field(default=128, metadata={"help": "Tokens of each training sequence."})
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "A tokenizer's folder or Hub name; with --model, that of the checkpoint."}
+    )
+    model: str | None = field(default=None, metadata={"help": "The checkpoint to go on from: a folder or a Hub name."})
+    position: list[str] = field(
+        default_factory=list, metadata={"help": "Position schemes; by default rotary, or the checkpoint's own."}
+    )
+    block_size: int | None = field(
+        default=None, metadata={"help": "Tokens of a training row; by default the longest of --lengths, or 128."}
+    )
+    pack_documents: bool = field(
+        default=False,
+        metadata={
+            "help": "Rows of whole documents, or of pieces of long ones, which do not see each other; without it, "
+            "texts are joined and cut where a row is full."
+        },
+    )
+    lengths: list[int] = field(
+        default_factory=list, metadata={"help": "Tokens of the longest piece of text, one value or one a stage."}
+    )
+    rope_thetas: list[float] = field(
+        default_factory=list, metadata={"help": "rope_theta of the positions, one value or one a stage."}
+    )
+    stage_steps: list[int] = field(
+        default_factory=list, metadata={"help": "Steps of each stage; by default --max_steps in equal parts."}
+    )
     mlm_probability: float = field(default=0.15, metadata={"help": "The share of tokens to predict."})
-    config_overrides: str = field(
-        default='{"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}',
-        metadata={"help": "Keys of HfRopeConfig, as a JSON object."},
+    config_overrides: str | None = field(
+        default=None, metadata={"help": f"Keys of HfRopeConfig, as a JSON object; without --model by default {SIZES}."}
     )
     recommended_lr: bool = field(
         default=False, metadata={"help": "Train positions at the multiples of --learning_rate that their scheme names."}
@@ -63,46 +99,18 @@ class Arguments:
     resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoints in --output_dir."})
 
 
-class BatchSeededMasking(DataCollatorForLanguageModeling):
-    """Draws masks from a generator seeded by the batch itself.
-
-    The same batch is masked alike under every scheme, in every evaluation and after a resume.
-    """
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = json.dumps([example["input_ids"] for example in examples])
-        self.generator = torch.Generator().manual_seed(zlib.crc32(batch.encode()))
-        return super().torch_call(examples)
-
-
 class StepClock(TrainerCallback):
-    """Counts optimizer steps and their seconds, without evaluation and saving."""
+    """Counts the seconds of optimizer steps, without evaluation and saving, and the tokens in them, without padding."""
 
     def __init__(self) -> None:
-        self.steps, self.seconds = 0, 0.0
+        self.tokens, self.seconds = 0, 0.0
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
-        self.start = time.perf_counter()
+        self.start, self.seen = time.perf_counter(), state.num_input_tokens_seen
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        self.steps += 1
+        self.tokens += state.num_input_tokens_seen - self.seen
         self.seconds += time.perf_counter() - self.start
-
-
-def group_texts(texts: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int) -> Dataset:
-    """`input_ids` of exactly `block_size`: texts with their special tokens, one after the other, cut into blocks."""
-    if tokenizer.mask_token is None:
-        raise SystemExit("The tokenizer has no mask token, and masked-LM training needs one.")
-    (column,) = texts.column_names
-
-    def cut(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        ids = list(chain.from_iterable(tokenizer(rows[column], verbose=False)["input_ids"]))
-        return {"input_ids": [ids[i : i + block_size] for i in range(0, len(ids) - block_size + 1, block_size)]}
-
-    blocks = texts.map(cut, batched=True, batch_size=10_000, remove_columns=column, desc="tokens")
-    if not len(blocks):
-        raise SystemExit(f"The text is shorter than one block of {block_size} tokens: use a smaller --block_size.")
-    return blocks
 
 
 def unigram_loss(train: Dataset, validation: Dataset, tokenizer: PreTrainedTokenizerBase) -> float:
@@ -136,17 +144,26 @@ def pretrain(
     mlm_probability: float = 0.15,
     recommended_lr: bool = False,
     resume: bool = False,
-    checkpoint: str | None = None,
+    make_model: Callable[[HfRopeConfig], PreTrainedModel] = AutoModelForMaskedLM.from_config,
+    callbacks: tuple[TrainerCallback, ...] = (),
 ) -> dict[str, Any]:
-    """Trains one scheme, from `checkpoint` or from scratch, saves its folder and returns its numbers.
+    """Trains one scheme, saves its folder and returns its numbers.
 
     Perplexity is exp of the validation loss, the mean over batches of the mean over masked tokens.
+
+    Args:
+        config: of the model, which `make_model` then makes, by default with random weights.
+        train, validation: rows of `input_ids`, and of `position_ids` where several pieces are packed in a row.
+        resume: goes on from the last checkpoint in the scheme's folder, if there is one.
+        callbacks: further ones for Trainer.
     """
     training, clock = copy.copy(training), StepClock()
-    training.output_dir = str(Path(training.output_dir) / config.position_embedding_type)
+    folder = Path(training.output_dir) / config.position_embedding_type
+    last = get_last_checkpoint(folder) if resume and folder.is_dir() else None
+    training.output_dir, training.include_num_input_tokens_seen = str(folder), "non_padding"
+    training.eval_on_start = training.eval_on_start and last is None
     set_seed(training.seed)
-    new, optimizer = AutoModelForMaskedLM.from_config, None
-    model = new(config) if checkpoint is None else AutoModelForMaskedLM.from_pretrained(checkpoint)
+    model, optimizer = make_model(config), None
     if recommended_lr:
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(training)
         groups = param_groups(model, training.learning_rate, weight_decay=training.weight_decay)
@@ -158,22 +175,73 @@ def pretrain(
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
-        callbacks=[clock],
+        callbacks=[clock, *callbacks],
         optimizer_cls_and_kwargs=optimizer,
     )
-    folder = Path(training.output_dir)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if resume and folder.is_dir() else None)
+    trainer.train(resume_from_checkpoint=last)
     loss = trainer.evaluate()["eval_loss"]
     trainer.save_model()
+    history = trainer.state.log_history
     if trainer.is_world_process_zero():
-        (folder / "log_history.json").write_text(json.dumps(trainer.state.log_history, indent=2))
-    tokens = clock.steps * training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+        (folder / "log_history.json").write_text(json.dumps(history, indent=2))
+    before = [row["eval_loss"] for row in history if row["step"] == 0 and "eval_loss" in row]
     return {
         "parameters": trainer.model.num_parameters(),
+        **({"loss_before": before[0]} if before else {}),
         "validation_loss": loss,
         "perplexity": math.exp(loss),
-        "tokens_per_second": tokens * len(train[0]["input_ids"]) / clock.seconds if clock.steps else None,
+        "tokens_per_second": clock.tokens / clock.seconds if clock.seconds else None,
     }
+
+
+def build_configs(arguments: Arguments, tokenizer: PreTrainedTokenizerBase, stages: list[Stage]) -> list[HfRopeConfig]:
+    """A configuration for each scheme, with positions for the longest piece of any stage."""
+    length = max(stage.length for stage in stages)
+    if arguments.model is None:
+        overrides = parse_overrides(arguments.config_overrides or SIZES)
+        configs = [build_config(scheme, tokenizer, length, overrides) for scheme in arguments.position or ["rotary"]]
+    else:
+        overrides = parse_overrides(arguments.config_overrides or "{}")
+        configs = [
+            continued_config(arguments.model, scheme, length, overrides) for scheme in arguments.position or [None]
+        ]
+    for config in configs:
+        if len(tokenizer) > config.vocab_size:
+            raise SystemExit(
+                f"The tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size}: name with --tokenizer "
+                "the one that it was trained with."
+            )
+        if arguments.rope_thetas and config.rope_parameters is None:
+            raise SystemExit(
+                f"--rope_thetas has no effect on {config.position_embedding_type!r}, which does not rotate: leave it "
+                "out, or train that scheme by itself."
+            )
+    return configs
+
+
+def load_rows(
+    data: DataArguments, arguments: Arguments, tokenizer: PreTrainedTokenizerBase, stages: list[Stage]
+) -> tuple[list[Dataset], Dataset]:
+    """The training rows of each stage, and the validation rows at the length of the last.
+
+    Joined texts that fill each row need no positions.
+    """
+    longest = max(stage.length for stage in stages)
+    block_size = arguments.block_size or longest
+    if longest > block_size:
+        raise SystemExit(f"--lengths has {longest}, and a row has --block_size {block_size} tokens: raise that.")
+    packs = arguments.pack_documents or any(stage.length < block_size for stage in stages)
+    texts = {split: load_split(data, split, [data.text_column]) for split in ("train", "validation")}
+
+    def rows_of(split: str, length: int) -> Dataset:
+        if not packs:
+            return group_texts(texts[split], tokenizer, length)
+        try:
+            return make_rows(texts[split], tokenizer, length, block_size, arguments.pack_documents)
+        except ValueError as error:
+            raise SystemExit(f"{error}") from error
+
+    return [rows_of("train", stage.length) for stage in stages], rows_of("validation", stages[-1].length)
 
 
 def main() -> None:
@@ -182,18 +250,32 @@ def main() -> None:
     parser.set_defaults(eval_strategy="steps", report_to="none", prediction_loss_only=True)
     parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available(), **training_precision())
     data, arguments, training = parser.parse_args_into_dataclasses()
-    tokenizer, overrides = load_tokenizer(arguments.tokenizer), parse_overrides(arguments.config_overrides)
-    configs = [build_config(scheme, tokenizer, arguments.block_size, overrides) for scheme in arguments.position]
+    if arguments.tokenizer is None and arguments.model is None:
+        raise SystemExit("There is no tokenizer: give --tokenizer, or --model to go on from a checkpoint.")
+    lengths = arguments.lengths or [arguments.block_size or 128]
+    stages = plan_stages(lengths, arguments.rope_thetas, arguments.stage_steps, training.max_steps)
+    tokenizer = load_tokenizer(arguments.tokenizer or arguments.model)
+    if tokenizer.mask_token is None:
+        raise SystemExit("The tokenizer has no mask token, and masked-LM training needs one.")
+    configs = build_configs(arguments, tokenizer, stages)
     if not arguments.resume:
         require_fresh(training.output_dir, "--resume goes on with it, or name another --output_dir")
-    train, validation = (
-        group_texts(load_split(data, split, [data.text_column]), tokenizer, arguments.block_size)
-        for split in ("train", "validation")
-    )
+    rows, validation = load_rows(data, arguments, tokenizer, stages)
+    baseline, results = unigram_loss(rows[-1], validation, tokenizer), {}
+    if len(stages) > 1:
+        training.max_steps, training.train_sampling_strategy = sum(stage.steps for stage in stages), "sequential"
+        rows_a_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+        train = rows_in_order(rows, stages, rows_a_step, training.seed)
+    else:
+        training.max_steps, train = stages[0].steps, rows[0]
+    training.eval_on_start = training.eval_on_start or arguments.model is not None
+    make_model = AutoModelForMaskedLM.from_config
+    if arguments.model is not None:
+        make_model = partial(load_checkpoint, arguments.model)
     print(describe_precision(training))
-    baseline, results = unigram_loss(train, validation, tokenizer), {}
     for config in configs:
-        print(f"{config.position_embedding_type}: {len(train)} blocks of {arguments.block_size} tokens")
+        for stage, own in zip(stages, rows, strict=True):
+            print(f"{config.position_embedding_type}: {len(own)} rows, {stage}")
         results[config.position_embedding_type] = pretrain(
             config,
             tokenizer,
@@ -203,6 +285,8 @@ def main() -> None:
             mlm_probability=arguments.mlm_probability,
             recommended_lr=arguments.recommended_lr,
             resume=arguments.resume,
+            make_model=make_model,
+            callbacks=(StageTheta(stages),),
         ) | {"unigram_loss": baseline}
     text = json.dumps(results, indent=2)
     if training.process_index == 0:

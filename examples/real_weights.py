@@ -10,6 +10,7 @@ sentences with the same settings, once a seed. Writes a folder each, `results.js
 import json
 import statistics
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, HfArgumentParser, PreTrainedTokenizerBase, TrainingArguments
+from transformers import HfArgumentParser, PreTrainedTokenizerBase, TrainingArguments
 
+from continuing import continued_config, load_checkpoint
 from finetune_classification import finetune
 from hf_rope.convert import convert
 from loading import DataArguments, load_files, load_split, load_tokenizer, require_fresh
-from pretrain_mlm import group_texts, pretrain
+from pretrain_mlm import pretrain
+from text_rows import group_texts
 
 DATA = Path(__file__).parent / "data"
 
@@ -51,8 +54,7 @@ def common_arguments(folder: Path, seed: int) -> dict[str, Any]:
 
 def move_to_rotary(arguments: Arguments, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, Any]:
     """Converts to `rotary`, goes on with masked-LM training on books, and returns its numbers."""
-    start = folder / "converted"
-    convert(arguments.model, position_embedding_type="rotary").save_pretrained(start)
+    config = continued_config(arguments.model, "rotary", 128, {})
     files = {f"{split}_file": [str(DATA / f"books/{split}.txt")] for split in ("train", "validation")}
     blocks = [
         group_texts(load_split(DataArguments(**files), s, ["text"]), tokenizer, 128) for s in ("train", "validation")
@@ -64,8 +66,7 @@ def move_to_rotary(arguments: Arguments, tokenizer: PreTrainedTokenizerBase, fol
         prediction_loss_only=True,
         **common_arguments(folder, arguments.seeds[0]),
     )
-    config = AutoConfig.from_pretrained(start)
-    return pretrain(config, tokenizer, *blocks, training, checkpoint=str(start))
+    return pretrain(config, tokenizer, *blocks, training, make_model=partial(load_checkpoint, arguments.model))
 
 
 def load_reviews(arguments: Arguments, split: str) -> Dataset:

@@ -7,8 +7,9 @@ import time
 
 import pytest
 import torch
+from transformers import BertTokenizer
 
-from benchmarks import cases, learning, measure
+from benchmarks import cases, learning, measure, packing
 
 
 def test_ratio_is_the_others_time_over_ours():
@@ -66,3 +67,20 @@ def test_memory_of_a_long_input_grows_with_its_length_alone():
     short, long = (measure.peak_memory(cases.memory_work, "rotary", n, 1) for n in (8192, 32768))
     assert long < 4.5 * short
     assert long < 2500
+
+
+def test_packed_and_padded_batches_have_the_same_documents(tmp_path):
+    (tmp_path / "texts.txt").write_text("\n".join(["the ship went down", "at sea", "a ship", "the sea went down " * 9]))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "ship", "went", "down", "at", "sea", "a"]
+    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+    packed = packing.packed_batch(tmp_path / "texts.txt", tokenizer, length=16, rows=99)
+    padded = packing.padded_batch(packed)
+    assert sorted(padded["attention_mask"].sum(1).tolist()) == [4, 4, 6, 10, 16, 16]
+    for key in ("input_ids", "labels"):
+        flat = [batch[key][batch["attention_mask"].bool()] for batch in (packed, padded)]
+        assert torch.equal(*flat)
+    sizes = {**cases.SMALL, "num_hidden_layers": 1, "vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    theirs, ours = cases.native.pair("Bert", "ForMaskedLM", **sizes)
+    packing.check_equal_losses(theirs, ours, packed, padded)
+    with pytest.raises(AssertionError):
+        packing.check_equal_losses(theirs, ours, {**packed, "position_ids": packed["position_ids"] * 0}, padded)

@@ -1,14 +1,22 @@
-"""pretrain_mlm.py: every scheme sees the same batches, and a run can be resumed."""
+"""pretrain_mlm.py: the same batches for every scheme, runs that are resumed or go on from a checkpoint, stages."""
 
 import json
 import math
+from functools import wraps
 
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 import pretrain_mlm
+from continuing import continued_config, load_checkpoint
+from hf_rope import HfRopeForMaskedLM
+from hf_rope.convert import convert
+from loading import load_files
+from scripts import load_complete, run_script
+from stages import Stage, plan_stages, rows_in_order
+from text_rows import make_rows
 
 
 def test_every_scheme_sees_the_same_batches_and_is_saved(pretrain, tmp_path, monkeypatch):
@@ -69,6 +77,109 @@ def test_masks_depend_on_the_batch_alone(folder):
     assert not torch.equal(first["labels"] == -100, other["labels"] == -100)
 
 
+@pytest.mark.parametrize(
+    ("source", "position", "scheme"),
+    [
+        ("checkpoint", [], "rotary"),
+        ("bert", ["t5"], "t5"),
+        pytest.param("bert", [], "learned", marks=pytest.mark.full),
+    ],
+)
+def test_training_goes_on_from_a_checkpoint(source, position, scheme, request, pretrain, tmp_path):
+    """A learning rate of 0 shows where it begins: with the checkpoint's weights, and new ones where it has none."""
+    start = request.getfixturevalue(source)
+    options = ["--model", start, "--config_overrides", "{}", "--learning_rate", 0, "--max_steps", 1]
+    options += ["--per_device_eval_batch_size", 64, *(["--position", *position] if position else [])]
+    pretrain(tmp_path, *options, "--eval_strategy", "no")
+    result = json.loads((tmp_path / "results.json").read_text())[scheme]
+    assert result["loss_before"] == pytest.approx(result["validation_loss"], abs=1e-6)
+    model = load_complete(AutoModelForMaskedLM, tmp_path / scheme)
+    expected = convert(start).base_model.state_dict()
+    found = model.base_model.state_dict()
+    kept = [key for key in found if key in expected and "position." not in key]
+    assert len(kept) > 30
+    assert any("position." in key for key in found) == (scheme != "rotary")
+    for key in found if not position else kept:
+        torch.testing.assert_close(found[key], expected[key], rtol=0, atol=0)
+
+
+def test_a_checkpoint_in_half_precision_goes_on_in_float32_with_what_is_changed(checkpoint, tmp_path):
+    AutoModelForMaskedLM.from_pretrained(checkpoint).bfloat16().save_pretrained(tmp_path)
+    config = continued_config(str(tmp_path), None, 600, {"hidden_dropout_prob": 0.3})
+    model = load_checkpoint(str(tmp_path), config)
+    assert {x.dtype for x in model.state_dict().values()} == {torch.float32}
+    assert model.config.max_position_embeddings == 600
+    assert model.model.dropout.p == 0.3
+
+
+STAGES = [
+    *("--pack_documents", "--lengths", 16, 32, "--rope_thetas", 100, 200, "--per_device_eval_batch_size", 64),
+    *("--lr_scheduler_type", "constant", "--eval_strategy", "no"),
+]
+
+
+def test_stages_move_length_and_theta(pretrain, tmp_path, monkeypatch):
+    seen: list[tuple] = []
+    forward = HfRopeForMaskedLM.forward
+
+    @wraps(forward)  # Trainer looks at its arguments
+    def record(self, **inputs):
+        if self.training:
+            seen.append((self.config.rope_parameters["rope_theta"], int(inputs["position_ids"].max()) + 1))
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(HfRopeForMaskedLM, "forward", record)
+    pretrain(tmp_path, *STAGES)
+    assert seen == [(100, 16)] * 2 + [(200, 32)] * 2
+    assert AutoConfig.from_pretrained(tmp_path / "rotary").rope_parameters["rope_theta"] == 200
+
+
+@pytest.mark.full
+def test_resumed_stages_end_where_uninterrupted_ones_do(pretrain, tmp_path):
+    pretrain(tmp_path / "whole", *STAGES)
+    pretrain(tmp_path / "parts", *STAGES, "--stage_steps", 2, 1, "--max_steps", 3, "--save_steps", 1)
+    pretrain(tmp_path / "parts", *STAGES, "--resume")
+    whole, parts = (AutoModelForMaskedLM.from_pretrained(tmp_path / x / "rotary") for x in ("whole", "parts"))
+    assert whole.config.rope_parameters == parts.config.rope_parameters
+    for name, weight in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], weight)
+
+
+@pytest.mark.parametrize("documents", [True, False])
+def test_rows_hold_pieces_of_the_length_that_is_asked_for(folder, documents):
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    texts = load_files([str(folder / "books.txt")], ["text"])
+    rows = make_rows(texts, tokenizer, 16, 40, documents)
+    tokens = 0
+    for row in rows:
+        assert len(row["input_ids"]) == len(row["position_ids"]) <= 40
+        assert max(row["position_ids"]) < 16
+        starts = [token for token, at in zip(row["input_ids"], row["position_ids"], strict=True) if at == 0]
+        assert not documents or {*starts} == {tokenizer.cls_token_id}
+        tokens += len(row["input_ids"])
+    whole = sum(map(len, tokenizer(texts["text"][:], add_special_tokens=not documents)["input_ids"]))
+    pieces = sum(row["position_ids"].count(0) for row in rows)
+    assert tokens == (whole + 2 * pieces if documents else whole // 16 * 16)
+
+
+def test_steps_of_stages_are_equal_or_given():
+    assert plan_stages([8, 16, 32], [], [], 10) == [Stage(3, 8), Stage(3, 16), Stage(4, 32)]
+    assert plan_stages([8], [1.0, 2.0], [5, 1], -1) == [Stage(5, 8, 1.0), Stage(1, 8, 2.0)]
+    assert plan_stages([8], [], [], -1) == [Stage(-1, 8)]
+
+
+def test_every_epoch_of_a_stage_has_all_rows_in_another_order():
+    rows = [Dataset.from_dict({"input_ids": [[stage * 10 + i] for i in range(4)]}) for stage in range(2)]
+    stages = [Stage(3, 8), Stage(1, 8)]
+    order = [ids for (ids,) in rows_in_order(rows, stages, rows_a_step=3, seed=0)["input_ids"]]
+    first, second, third = order[:4], order[4:8], order[8:9]
+    assert sorted(first) == sorted(second) == [0, 1, 2, 3]
+    assert first != second
+    assert third[0] < 4
+    assert {*order[9:]} < {10, 11, 12, 13}
+    assert len(order) == 12
+
+
 def test_unigram_loss_of_even_words_is_the_log_of_their_number(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     words = [token for token in range(len(tokenizer)) if token not in tokenizer.all_special_ids]
@@ -91,8 +202,29 @@ def test_unigram_loss_of_even_words_is_the_log_of_their_number(folder):
         (["--tokenizer", "{folder}/nowhere"], "No tokenizer can be loaded from"),
         (["--block_size", "100000"], "shorter than one block of 100000 tokens"),
         (["--output_dir", "{folder}"], "already holds something: --resume goes on with it"),
+        (["--lengths", "16", "32", "--rope_thetas", "1", "2", "3"], "--lengths has 2 values, and there are 3 stages"),
+        (["--lengths", "0"], "--lengths has 0; it must be above 0"),
+        (["--rope_thetas", "-1"], "--rope_thetas has -1.0; it must be above 0"),
+        (["--lengths", "16", "32", "--max_steps", "1"], "--max_steps is 1, too few for 2 stages"),
+        (["--lengths", "16", "32", "--stage_steps", "2", "3"], "add up to 5, and --max_steps is 4: leave one out"),
+        (["--lengths", "64"], "--lengths has 64, and a row has --block_size 32 tokens"),
+        (["--lengths", "2", "--pack_documents"], "Pieces of 2 tokens have no room beside the tokenizer's 2 special"),
+        (["--position", "t5", "--rope_thetas", "100"], "--rope_thetas has no effect on 't5', which does not rotate"),
+        (["--config_overrides", '{{"vocab_size": 100}}'], "The tokenizer has 300 tokens and the model 100"),
+        (["--model", "{folder}/nowhere"], "nowhere has no config.json that can be read"),
+        (["--model", "{bert}", "--position", "rotray"], "'rotray' is unknown; the nearest is 'rotary'"),
+        (["--model", "{bert}", "--block_size", "600"], "bert end at 512, and pieces of text have up to 600 tokens"),
+        (
+            ["--model", "{bert}", "--config_overrides", '{{"hidden_size": 64}}'],
+            "bert do not have the sizes of --config_overrides",
+        ),
     ],
 )
-def test_pretraining_refuses(folder, pretrain, tmp_path, arguments, sentence):
+def test_pretraining_refuses(folder, bert, pretrain, tmp_path, arguments, sentence):
     with pytest.raises(SystemExit, match=sentence):
-        pretrain(tmp_path / "mlm", *(argument.format(folder=folder) for argument in arguments))
+        pretrain(tmp_path / "mlm", *(argument.format(folder=folder, bert=bert) for argument in arguments))
+
+
+def test_pretraining_refuses_to_begin_without_a_tokenizer(folder, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="There is no tokenizer: give --tokenizer, or --model"):
+        run_script(pretrain_mlm, monkeypatch, "--train_file", folder / "books.txt", "--output_dir", tmp_path / "mlm")

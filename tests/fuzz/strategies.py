@@ -86,6 +86,8 @@ def models(draw) -> Draw:
         changes |= draw(own_options(case))
     if draw(once_in(4)):
         changes["embedding_size"] = 20
+    if draw(once_in(4)):
+        changes["scale_embedding"] = draw(st.booleans())
     if draw(st.booleans()):
         changes["type_vocab_size"] = 0
     if HEADS[head].model == "HfRopeForSequenceClassification":

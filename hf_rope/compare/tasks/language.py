@@ -2,7 +2,6 @@
 
 import json
 import math
-import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +14,11 @@ from torch.utils.data import Dataset
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
-    DataCollatorForLanguageModeling,
     PerceiverTokenizer,
     default_data_collator,
 )
 
+from ...masking import BatchSeededMasking
 from .base import Example, Examples, Task, seeded
 
 
@@ -104,15 +103,6 @@ class BytesTask(Task):
         size = len(self.tokenizer)
         counts = torch.bincount(self.bytes["train"], minlength=size).double() + 1
         return self.scores({"loss": float(-(counts / counts.sum()).log()[self.bytes["validation"]].mean())})
-
-
-class BatchSeededMasking(DataCollatorForLanguageModeling):
-    """Masks drawn from a generator that the batch seeds: alike under every scheme, in every evaluation and resume."""
-
-    def torch_call(self, examples):
-        ids = torch.stack([example["input_ids"] for example in examples])
-        self.generator = torch.Generator().manual_seed(zlib.crc32(ids.numpy().tobytes()))
-        return super().torch_call(examples)
 
 
 @strict

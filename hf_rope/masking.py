@@ -1,0 +1,28 @@
+"""BatchSeededMasking: masked-LM batches whose masks follow from the batch itself, of packed rows too."""
+
+import zlib
+from typing import Any
+
+import torch
+from transformers import DataCollatorForLanguageModeling
+
+
+class BatchSeededMasking(DataCollatorForLanguageModeling):
+    """transformers' masked-LM collator, with masks drawn from a generator that the batch seeds.
+
+    The same rows are masked alike under every scheme, in every evaluation and after a resume. Rows may bring
+    `position_ids`, such as those of `hf_rope.packing.pack`; they are padded as the ids are.
+    """
+
+    def torch_call(self, examples: list[Any]) -> dict[str, torch.Tensor]:
+        ids = torch.cat([torch.as_tensor(example["input_ids"]) for example in examples])
+        self.generator = torch.Generator().manual_seed(zlib.crc32(ids.numpy().tobytes()))
+        batch = super().torch_call(
+            [{key: value for key, value in example.items() if key != "position_ids"} for example in examples]
+        )
+        if "position_ids" in examples[0]:
+            positions = torch.zeros_like(batch["input_ids"])
+            real = batch["attention_mask"].bool()  # its places, row by row, are the tokens in their order
+            positions[real] = torch.cat([torch.as_tensor(example["position_ids"]) for example in examples])
+            batch["position_ids"] = positions
+        return batch
