@@ -8,7 +8,8 @@ import torch
 from transformers import PerceiverTokenizer
 
 from hf_rope.compare.tasks import TASKS
-from hf_rope.compare.tasks.right_answer import NO_LABEL, RightAnswer
+from hf_rope.compare.tasks.base import NO_LABEL
+from hf_rope.compare.tasks.right_answer import RightAnswer
 from studies import BYTES
 
 ANSWERS = {kind: task for kind, task in TASKS.items() if issubclass(task, RightAnswer)}
