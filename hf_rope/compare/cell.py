@@ -164,8 +164,8 @@ def load_start(cell: Cell) -> PreTrainedModel:
     folder = Path(str(cell.start))
     if not folder.is_dir():
         raise ValueError(
-            f"It starts from {folder}, which is not there: the cell failed, or its weights were removed. Remove its "
-            f"{RESULT}, if there is one, and resume."
+            f"It starts from {folder}, which is not there: see why that cell failed or, where only its weights are "
+            f"gone, remove its {RESULT} and resume."
         )
     return TASKS[cell.settings["start"]["task"]["kind"]].head.from_pretrained(folder)
 

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import PreTrainedModel
 
 from ..model.configuration_hf_rope import HfRopeConfig
@@ -39,6 +40,7 @@ class Start:
         for scheme in schemes.values():
             require_known({scheme: None}, study.config_keys, "schemes")
         ((self.task_name, self.task),) = study.built_tasks.items()
+        self.shapes = {scheme: self.shapes_of(scheme) for scheme in {*schemes.values()}}
 
     def keys(self, scheme: str) -> dict[str, Any]:
         """The keys of HfRopeConfig of a scheme's model, the rows of its tables included, however long the new task."""
@@ -47,11 +49,17 @@ class Start:
 
     def require_place(self, scheme: str, model: PreTrainedModel) -> None:
         """Raises ValueError where a model has no place for some of the encoder's weights that it starts from."""
-        config = HfRopeConfig(**{**self.task.config(), **self.study.config_keys[self.schemes[scheme]]})
-        own = model.base_model.state_dict()
-        for name, value in self.task.head.from_config(config).base_model.state_dict().items():
-            if name not in own or own[name].shape != value.shape:
-                raise ValueError(f"it has no place for {name} of {tuple(value.shape)}, with which it starts.")
+        own = {name: value.shape for name, value in model.base_model.state_dict().items()}
+        for name, shape in self.shapes[self.schemes[scheme]].items():
+            if own.get(name) != shape:
+                raise ValueError(f"it starts with {name} of {tuple(shape)}, for which it has no place.")
+
+    def shapes_of(self, scheme: str) -> dict[str, torch.Size]:
+        """The sizes of the encoder's weights, under one of the study's own schemes."""
+        config = HfRopeConfig(**{**self.task.config(), **self.study.config_keys[scheme]})
+        with torch.device("meta"):
+            encoder = self.task.head.from_config(config).base_model
+        return {name: value.shape for name, value in encoder.state_dict().items()}
 
     def cell(self, scheme: str, seed: int) -> Cell:
         """The cell that trains the weights."""

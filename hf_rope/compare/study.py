@@ -222,8 +222,8 @@ class Study:
             config = HfRopeConfig(**{**task.config(), **self.config_keys[scheme]})
             with torch.device("meta"):
                 model = task.head.from_config(config)
-                if (start := self.start_of(scheme)) is not None:
-                    start.require_place(scheme, model)
+            if (start := self.start_of(scheme)) is not None:
+                start.require_place(scheme, model)
             model.base_model.position.require_length(task.length)
         except (ValueError, TypeError) as error:
             raise ValueError(f"scheme {scheme!r} cannot do task {task_name!r}: {error}") from None

@@ -28,9 +28,7 @@ class PositionProbes(MaskedLM):
 
     words: int = 16
 
-    metric = "translation_invariance"
-    higher_is_better = True
-    shown = ("symmetry", "monotonicity", "loss")
+    shown = ("translation_invariance", "symmetry", "monotonicity")
 
     def check(self):
         super().check()
