@@ -132,7 +132,9 @@ def table(summary: dict[str, Any], task: dict[str, Any]) -> str:
     head = ["scheme", *(named(key) if name == "validation" else f"at {name}" for name, key in columns)]
     if study["threshold"] is not None:
         head.append(f"steps to {study['threshold']:g} nats")
-    head += ["learning rate", "seeds", "parameters", "tokens/s", "seconds"]
+    head += ["seeds", "parameters"]
+    if study["steps"]:
+        head += ["learning rate", "tokens/s", "seconds"]
     ranked = rank(task, "validation")
     rows = []
     for scheme in [*ranked, *(name for name in task["schemes"] if name not in ranked)]:
@@ -144,14 +146,19 @@ def table(summary: dict[str, Any], task: dict[str, Any]) -> str:
                     "not reached" if step is None else f"{step:,}" for step in found.get("steps_to_threshold", ())
                 )
             )
-        rate = "not chosen" if found["learning_rate"] is None else f"{found['learning_rate']:g}"
-        numbers = [
-            f"{found[key]:,.0f}" if key in found else "" for key in ("parameters", "tokens_per_second", "seconds")
-        ]
-        rows.append([*row, rate, str(len(found["seeds"])), *numbers])
+        row += [str(len(found["seeds"])), whole(found, "parameters")]
+        if study["steps"]:
+            rate = "not chosen" if found["learning_rate"] is None else f"{found['learning_rate']:g}"
+            row += [rate, whole(found, "tokens_per_second"), whole(found, "seconds")]
+        rows.append(row)
     rows.append(["frequencies alone", *(baseline(task, name, key) for name, key in columns)])
     rows[-1] += [""] * (len(head) - len(rows[-1]))
     return rows_to_table(head, rows)
+
+
+def whole(found: dict[str, Any], key: str) -> str:
+    """A number without its decimals; nothing where there is none."""
+    return f"{found[key]:,.0f}" if key in found else ""
 
 
 def rates(summary: dict[str, Any], task: dict[str, Any]) -> str:
