@@ -212,7 +212,9 @@ def same(batches: list, others: list) -> bool:
     return all(x.keys() == y.keys() and all(torch.equal(x[key], y[key]) for key in x) for x, y in pairs)
 
 
-@pytest.mark.parametrize("task", [BYTES, {**BYTES, "kind": "causal_lm"}, ANSWERS], ids=lambda task: task["kind"])
+@pytest.mark.parametrize(
+    "task", [BYTES, GROWING, {**BYTES, "kind": "causal_lm"}, ANSWERS], ids=lambda task: task["kind"]
+)
 def test_schemes_get_the_same_batches_with_the_same_masks(task, tmp_path):
     training, evaluation = zip(
         *(batches_of(cell_of(scheme, tasks={"a": task}), tmp_path) for scheme in ("rotary", "t5", "learned")),
