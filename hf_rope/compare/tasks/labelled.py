@@ -78,9 +78,9 @@ class Labelled(ByteFiles):
 
     def example(self, row: Row, length: int) -> Example:
         """`input_ids` and `attention_mask`, (length,), and `labels`."""
-        texts = [self.encode(self.text(row[name]))[:length].tolist() for name in self.texts]
+        first, *second = (self.encode(self.text(row[name]))[:length].tolist() for name in self.texts)
         encoded = self.tokenizer.prepare_for_model(
-            *texts, truncation="longest_first", max_length=length, padding="max_length"
+            first, second[0] if second else None, truncation="longest_first", max_length=length, padding="max_length"
         )
         return {key: torch.tensor(numbers) for key, numbers in encoded.items()} | {"labels": self.target(row, length)}
 
