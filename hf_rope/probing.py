@@ -37,13 +37,14 @@ def by_distance(scores: torch.Tensor) -> torch.Tensor:
 def position_properties(scores: torch.Tensor) -> dict[str, torch.Tensor]:
     """The three properties of each (L, L) of (..., L, L) scores of an identical word; NaN where they do not differ.
 
-    A query's scores are taken less their mean, which the softmax does not see: s_ir at the distance r, and p_r the mean
-    over queries.
+    A query's scores are taken less their mean, which the softmax does not see: s(i, r) at the distance r, and p(r) the
+    mean over queries.
 
-    - translation_invariance: sum p_r^2 over sum s_ir^2, a mean over i: the share that follows from the distance alone.
-    - symmetry: the share of sum p_r^2 that is left where p_r and p_-r are both replaced by their mean: 1 where left and
-      right are alike, 0 where one is the other's negative.
-    - monotonicity: of all steps from one distance to the next farther one, on both sides, the share in which p_r falls.
+    - translation_invariance: the sum of p(r)^2 over that of s(i, r)^2, a mean over i: the share that follows from the
+      distance alone.
+    - symmetry: the share of the sum of p(r)^2 that is left where p(r) and p(-r) are both replaced by their mean: 1 where
+      left and right are alike, 0 where one is the other's negative.
+    - monotonicity: of all steps from one distance to the next farther one, on both sides, the share in which p falls.
     """
     rows = by_distance(scores)
     rows = rows - rows.mean(-1, keepdim=True)
