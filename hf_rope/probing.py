@@ -42,8 +42,8 @@ def position_properties(scores: torch.Tensor) -> dict[str, torch.Tensor]:
 
     - translation_invariance: the sum of p(r)^2 over that of s(i, r)^2, a mean over i: the share that follows from the
       distance alone.
-    - symmetry: the share of the sum of p(r)^2 that is left where p(r) and p(-r) are both replaced by their mean: 1 where
-      left and right are alike, 0 where one is the other's negative.
+    - symmetry: the share of the sum of p(r)^2 that is left where p(r) and p(-r) are both replaced by their mean: 1
+      where left and right are alike, 0 where one is the other's negative.
     - monotonicity: of all steps from one distance to the next farther one, on both sides, the share in which p falls.
     """
     rows = by_distance(scores)
