@@ -39,10 +39,13 @@ def run(
         bool, typer.Option("--resume", help="Go on with what an earlier run left in the folder.")
     ] = False,
     backend: Annotated[str, typer.Option(help="loky, ray or dask.")] = "loky",
+    start: Annotated[
+        Path | None, typer.Option(help="The folder of the study that it starts from; `start` in --output if left out.")
+    ] = None,
 ) -> None:
     """Run all cells of a study that are not finished, and report. `run` may be left out."""
     package = compare_package()
-    failed = package.compare(study, output, workers=workers, resume=resume, backend=backend)
+    failed = package.compare(study, output, workers=workers, resume=resume, backend=backend, start=start)
     package.report(output)
     show(output)
     if failed:

@@ -1,5 +1,6 @@
-"""A tiny study of two schemes, for the tests of `hf_rope.compare`."""
+"""Tiny studies of two schemes, for the tests of `hf_rope.compare`, and small files in the place of large ones."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ BYTES = {
     "validation": [str(BOOKS / "validation.txt")],
     "validation_tokens": 64,
 }
+GROWING = {**BYTES, "kind": "growing_masked_lm", "test_lengths": [], "windows": [4, 8, 16]}
 ANSWERS = {"kind": "parity", "length": 16, "evaluation_examples": 8}
 
 
@@ -37,3 +39,22 @@ def tiny_study(**changes) -> dict[str, Any]:
         "threshold": 5.5,
     }
     return {**settings, **changes}
+
+
+def tiny_start(**changes) -> dict[str, Any]:
+    """A study of windows that grow, for others to start from."""
+    return tiny_study(**{"tasks": {"bytes": GROWING}, "learning_rates": [1e-2], "keep_model": True, **changes})
+
+
+def write_rows(folder: Path) -> None:
+    """Rows of every kind, under the names that studies look for outside the repository."""
+    rows = {
+        "mrpc": [{"sentence1": f"one {i}", "sentence2": f"two {i}", "label": i % 2} for i in range(6)],
+        "stsb": [{"sentence1": f"one {i}", "sentence2": f"two {i}", "label": i / 2} for i in range(6)],
+        "ewt_pos": [{"tokens": ["I", "réad", f"{i}"], "tags": ["PRON", "VERB", "NUM"]} for i in range(6)],
+        "movie_reviews": [{"text": f"a long review {i}", "label": "good" if i % 3 else "bad"} for i in range(6)],
+    }
+    for name, split in ((name, split) for name in rows for split in ("train", "validation")):
+        path = folder / name / f"{split}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows[name]), encoding="utf-8")

@@ -14,9 +14,9 @@ import pytest
 from helpers import refused
 from hf_rope.compare import cell as cells
 from hf_rope.compare import compare, report
-from hf_rope.compare.cell import COMPLETE, PROGRESS, RESULT, last_checkpoint, read_result, run_cell
+from hf_rope.compare.cell import CELLS, COMPLETE, PROGRESS, RESULT, last_checkpoint, read_result, run_cell
 from hf_rope.compare.choice import choose_rate
-from hf_rope.compare.runner import CELLS, write_study
+from hf_rope.compare.runner import write_study
 from hf_rope.compare.study import make_study
 from hf_rope.compare.summary import summarise
 from native_models import command

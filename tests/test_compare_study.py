@@ -13,7 +13,7 @@ from hf_rope.compare.cell import build_model, build_task, build_trainer
 from hf_rope.compare.settings import read_yaml
 from hf_rope.compare.study import make_study, read_study
 from hf_rope.compare.tasks import TASKS
-from studies import ANSWERS, BYTES, MODEL, tiny_study
+from studies import ANSWERS, BYTES, GROWING, MODEL, tiny_start, tiny_study, write_rows
 
 STUDIES = sorted((Path(__file__).parents[1] / "benchmarks/studies").glob("*.yaml"))
 ALL = [*SCHEMES]
@@ -60,6 +60,26 @@ REFUSALS = {
     "last step": ({"steps": 7}, "steps=7", "evaluate_every=2"),
     "tokens": ({"tokens_per_step": 65}, "tokens_per_step=65", "length=16"),
     "scheme and attention": ({"model": {**MODEL, "attention_type": "linear"}, "schemes": ["t5"]}, "'t5'", "'bytes'"),
+    "no budget": ({"tokens_per_step": None}, "tokens_per_step is None", "sequences_per_step is None"),
+    "two budgets": ({"sequences_per_step": 4}, "tokens_per_step is 64", "sequences_per_step is 4"),
+    "no sequences": ({"tokens_per_step": None, "sequences_per_step": 0}, "sequences_per_step is 0"),
+    "no windows": ({"tasks": {"a": {**GROWING, "windows": []}}}, "windows is []", "16"),
+    "windows that shrink": ({"tasks": {"a": {**GROWING, "windows": [8, 4, 16]}}}, "windows is [8, 4, 16]"),
+    "windows that divide nothing": ({"tasks": {"a": {**GROWING, "windows": [5, 16]}}}, "windows has 5", "length=16"),
+    "parts": ({"tasks": {"a": {**BYTES, "kind": "masked_lm_by_place", "parts": 5}}}, "parts is 5", "16"),
+    "words": ({"tasks": {"a": {**BYTES, "kind": "position_probes", "words": 0}}}, "words is 0"),
+    "short probes": ({"tasks": {"a": {**BYTES, "kind": "position_probes", "length": 4}}}, "length is 4"),
+    "left out": ({"leave_out": {"bytes": ["rotery"]}}, "'rotery'", "leave_out of 'bytes'"),
+    "left out of nothing": ({"leave_out": {"byte": []}}, "'byte'", "'bytes'"),
+    "from scratch without a start": ({"from_scratch": ["rotary"]}, "from_scratch is ['rotary']"),
+    "a start that is not there": ({"start": "none.yaml"}, "start: ", "none.yaml"),
+    "a start without weights": ({"start": tiny_start(keep_model=False)}, "keep_model=False"),
+    "a start of two rates": ({"start": tiny_start(learning_rates=[0.1, 0.2])}, "2 learning rates"),
+    "a start of other seeds": ({"start": tiny_start(seeds=[1])}, "seeds has 0"),
+    "a start of other schemes": ({"start": tiny_start(schemes=["none", "t5"])}, "'learned'", "none, t5"),
+    "a start of another size": ({"start": tiny_start(), "model": {"hidden_size": 32}}, "'learned'", "(262, 16)"),
+    "from scratch, unknown": ({"start": tiny_start(), "model": {}, "from_scratch": ["rotery"]}, "'rotery'"),
+    "a name for a start": ({"schemes": {"rotary": {"start": "rotary"}}}, "'start'", "scheme 'rotary'"),
     "scheme and length": ({"model": {**MODEL, "max_position_embeddings": 8}}, "'learned'", "'bytes'", "16"),
 }
 
@@ -99,7 +119,9 @@ def test_files_are_found_from_the_studys_folder_or_the_working_directory(tmp_pat
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_the_studies_fit(path):
+def test_the_studies_fit(path, tmp_path, monkeypatch):
+    write_rows(tmp_path)
+    monkeypatch.chdir(tmp_path)
     study = read_study(path)
     assert len(study.seeds) == 3
     assert len({cell.name for cell in study.cells.values()}) == len(study.cells)
@@ -126,6 +148,34 @@ def test_a_cells_name_is_that_of_all_that_decides_its_result(tmp_path):
     assert len(names) == 12
     options = HfRopeConfig(position_embedding_type="rotary").position_options
     assert cell_of("rotary").settings["config"]["position_options"] == options
+
+
+def test_a_study_of_sequences_has_as_many_in_tasks_of_every_length():
+    tasks = {"short": BYTES, "long": {**BYTES, "length": 32, "test_lengths": []}}
+    cells = make_study(tiny_study(tasks=tasks, tokens_per_step=None, sequences_per_step=4)).cells
+    assert {(task, cell.settings["tokens_per_step"]) for (task, *_), cell in cells.items()} == {
+        ("short", 64),
+        ("long", 128),
+    }
+
+
+def test_what_only_other_studies_use_is_in_no_cells_settings():
+    """So that results of earlier versions are still those of their cells."""
+    settings = cell_of("rotary").settings
+    assert [*settings] == [
+        *("task", "files", "config", "seed", "learning_rate", "lr_multipliers", "steps", "tokens_per_step"),
+        *("evaluate_every", "precision", "training"),
+    ]
+    assert {*settings["task"]} == {
+        *("kind", "length", "test_lengths", "train", "validation", "validation_tokens", "mlm_probability"),
+    }
+
+
+def test_a_scheme_is_left_out_of_a_task():
+    tasks = {"short": BYTES, "long": {**BYTES, "length": 32, "test_lengths": []}}
+    study = make_study(tiny_study(tasks=tasks, leave_out={"long": ["learned"]}))
+    pairs = {(task, scheme) for task, scheme, *_ in study.cells}
+    assert pairs == {("short", "learned"), ("short", "rotary"), ("long", "rotary")}
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +212,9 @@ def same(batches: list, others: list) -> bool:
     return all(x.keys() == y.keys() and all(torch.equal(x[key], y[key]) for key in x) for x, y in pairs)
 
 
-@pytest.mark.parametrize("task", [BYTES, {**BYTES, "kind": "causal_lm"}, ANSWERS], ids=lambda task: task["kind"])
+@pytest.mark.parametrize(
+    "task", [BYTES, GROWING, {**BYTES, "kind": "causal_lm"}, ANSWERS], ids=lambda task: task["kind"]
+)
 def test_schemes_get_the_same_batches_with_the_same_masks(task, tmp_path):
     training, evaluation = zip(
         *(batches_of(cell_of(scheme, tasks={"a": task}), tmp_path) for scheme in ("rotary", "t5", "learned")),

@@ -1,5 +1,6 @@
-"""The tasks of `hf_rope.compare`: what follows from the seed, and the right answers."""
+"""The tasks of `hf_rope.compare`: what follows from the seed, the right answers, and how texts are read and scored."""
 
+import json
 import math
 from pathlib import Path
 
@@ -7,16 +8,39 @@ import pytest
 import torch
 from transformers import PerceiverTokenizer
 
+from helpers import refused
 from hf_rope.compare.tasks import TASKS
-from hf_rope.compare.tasks.right_answer import NO_LABEL, RightAnswer
-from studies import BYTES
+from hf_rope.compare.tasks.base import NO_LABEL
+from hf_rope.compare.tasks.labelled import Answers, Labelled
+from hf_rope.compare.tasks.language import BytesTask
+from hf_rope.compare.tasks.right_answer import RightAnswer
+from studies import BYTES, write_rows
 
 ANSWERS = {kind: task for kind, task in TASKS.items() if issubclass(task, RightAnswer)}
-SETTINGS = {key: value for key, value in BYTES.items() if key != "kind"}
+LABELLED = {kind: task for kind, task in TASKS.items() if issubclass(task, Labelled)}
+READ = {key: value for key, value in BYTES.items() if key != "kind"}
+OWN = {
+    "growing_masked_lm": {"windows": [4, 8, 16], "test_lengths": []},
+    "classification": {"texts": ["sentence1", "sentence2"]},
+    "regression": {"texts": ["sentence1", "sentence2"]},
+}
+ROWS = {"classification": "mrpc", "regression": "stsb", "token_classification": "ewt_pos"}
+
+
+@pytest.fixture(autouse=True)
+def rows(tmp_path, monkeypatch):
+    """Labelled rows in the working directory."""
+    write_rows(tmp_path)
+    monkeypatch.chdir(tmp_path)
 
 
 def built(kind: str, **settings):
-    task = TASKS[kind](**(settings if kind in ANSWERS else {**SETTINGS, **settings}))
+    if issubclass(TASKS[kind], BytesTask):
+        settings = {**READ, **OWN.get(kind, {}), **settings}
+    elif kind in LABELLED:
+        files = {split: [f"{ROWS[kind]}/{split}.jsonl"] for split in ("train", "validation")}
+        settings = {**files, **OWN.get(kind, {}), **settings}
+    task = TASKS[kind](**settings)
     task.check()
     task.load({name: Path(name) for name in task.files()})
     return task
@@ -39,7 +63,7 @@ def test_examples_follow_from_the_seed_and_their_number(kind):
     assert equal(first[5:6], [again.training(0, 24)[5]])
     assert not equal(first, examples(task.training(1, 24)))
     assert not equal(first[:4], examples(task.evaluation(), 4))
-    assert {x.shape for example in first for x in example.values()} == {(16,)}
+    assert {x.shape for example in first for x in example.values() if x.ndim} == {(16,)}
     assert task.evaluation(32)[0]["input_ids"].shape == (32,)
 
 
@@ -115,6 +139,43 @@ def test_bytes_are_numbered_as_the_tokenizer_does():
     assert built("masked_lm").encode(text).tolist() == expected
 
 
+def test_windows_grow_and_every_step_has_the_same_bytes():
+    task = built("growing_masked_lm", length=16)
+    training, collate = task.training(0, 24), task.collator()
+    batches = [collate([training[i] for i in range(at, at + 4)]) for at in range(0, 24, 4)]
+    assert [tuple(batch["input_ids"].shape) for batch in batches] == [(16, 4)] * 2 + [(8, 8)] * 2 + [(4, 16)] * 2
+    whole = built("masked_lm", length=16).training(0, 24)
+    for at, batch in enumerate(batches):
+        unmasked = batch["input_ids"].where(batch["labels"] == NO_LABEL, batch["labels"])
+        assert torch.equal(unmasked.flatten(), torch.cat([whole[4 * at + i]["input_ids"] for i in range(4)]))
+    assert collate([task.evaluation()[i] for i in range(4)])["input_ids"].shape == (4, 16)
+
+
+def test_the_loss_by_place_is_the_mean_over_the_masked_bytes_of_each_part():
+    task = built("masked_lm_by_place", length=8, parts=4)
+    logits = torch.randn(6, 8, 262, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(6, 262, (6, 8), generator=torch.Generator().manual_seed(1))
+    labels[:, 1] = labels[0, :4] = labels[:, 6:] = NO_LABEL
+    kept = task.predictions(logits, labels)
+    found = task.compute_metrics(Answers(kept.numpy(), labels.numpy()))["loss_by_place"]
+    losses = -logits.log_softmax(-1)
+    for part, loss in enumerate(found):
+        asked = [(i, j) for i in range(6) for j in (2 * part, 2 * part + 1) if labels[i, j] != NO_LABEL]
+        if part == 3:
+            assert not asked
+            assert math.isnan(loss)
+        else:
+            assert loss == pytest.approx(
+                sum(float(losses[i, j, labels[i, j]]) for i, j in asked) / len(asked), abs=1e-5
+            )
+
+
+def test_as_many_bytes_are_measured_at_a_time_however_long_windows_are():
+    task = built("masked_lm_by_place", length=16)
+    assert [task.evaluation_batch(length, 8) for length in (16, 32, 128, 256)] == [8, 4, 1, 1]
+    assert built("masked_lm", length=16).evaluation_batch(256, 8) == 8
+
+
 def test_windows_cover_the_text_once_an_epoch_in_another_order():
     task = built("causal_lm", length=16)
     number = len(task.bytes["train"]) // 16
@@ -153,8 +214,76 @@ def test_baselines_know_frequencies_only(tmp_path):
     assert 0.5 <= built("parity", length=16).baseline()["accuracy"] < 0.6
 
 
-def test_rows_of_texts_are_read(tmp_path):
-    path = tmp_path / "texts.jsonl"
-    path.write_text('{"text": "one long text"}\n{"text": "and another one"}\n')
-    task = built("causal_lm", length=8, train=[str(path)])
-    assert bytes((task.bytes["train"] - 6).tolist()) == b"one long text\nand another one"
+def text_of(ids: torch.Tensor) -> str:
+    return PerceiverTokenizer().decode(ids.tolist()).replace("[PAD]", "_")
+
+
+def test_texts_are_put_between_special_tokens_and_cut_to_the_length():
+    pair = built("classification", length=24).evaluation()[3]
+    assert text_of(pair["input_ids"]) == "[CLS]one 3[SEP]two 3[SEP]" + "_" * 11
+    assert pair["attention_mask"].tolist() == [1] * 13 + [0] * 11
+    assert pair["labels"] == 1
+    row = {"sentence1": "a longer sentence", "sentence2": "short", "label": 0}
+    cut = built("classification", length=16).example(row, 16)
+    assert text_of(cut["input_ids"]) == "[CLS]a longer[SEP]short[SEP]"
+
+
+def test_a_word_is_told_at_its_first_byte():
+    task = built("token_classification", length=16)
+    example = task.example({"tokens": ["I", "réad", "it", "12"], "tags": ["PRON", "VERB", "PRON", "NUM"]}, 16)
+    assert text_of(example["input_ids"]) == "[CLS]I réad it 12[SEP]_"
+    assert task.classes == {"NUM": 0, "PRON": 1, "VERB": 2}
+    told = {place: label for place, label in enumerate(example["labels"].tolist()) if label != NO_LABEL}
+    assert told == {1: 1, 3: 2, 9: 1, 12: 0}
+    assert [x for x in task.example(task.rows["train"][0], 9)["labels"].tolist() if x != NO_LABEL] == [1, 2]
+
+
+def test_scores_of_labelled_texts_are_those_of_the_definitions():
+    labels = torch.tensor([0, 0, 1, 1, 1, 0]).numpy()
+    found = built("classification", length=16).compute_metrics(
+        Answers(torch.tensor([0, 1, 1, 1, 0, 0]).numpy(), labels)
+    )
+    assert found == {"accuracy": pytest.approx(4 / 6), "f1": pytest.approx(2 * 2 / (2 * 2 + 1 + 1))}
+    task = built("regression", length=16)
+    order = Answers(torch.tensor([1.0, 4.0, 9.0, 16.0]).numpy(), torch.tensor([0.0, 2.0, 1.0, 3.0]).numpy())
+    assert task.compute_metrics(order) == {"spearman": pytest.approx(1 - 6 * 2 / (4 * 15))}
+    assert task.predictions(torch.tensor([[2.0], [3.0]]), None).tolist() == [2.0, 3.0]
+    tags = torch.tensor([[NO_LABEL, 1, 0], [2, NO_LABEL, NO_LABEL]])
+    answers = Answers(torch.tensor([[1, 1, 1], [2, 0, 0]]).numpy(), tags.numpy())
+    assert built("token_classification", length=16).compute_metrics(answers) == {"accuracy": pytest.approx(2 / 3)}
+
+
+def test_baselines_of_labelled_texts_answer_the_same_everywhere(tmp_path):
+    for split, labels in (("train", "abb"), ("validation", "abaa")):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps({"text": "t", "label": x}) + "\n" for x in labels))
+    files = {split: [str(tmp_path / f"{split}.jsonl")] for split in ("train", "validation")}
+    found = built("classification", length=16, texts=["text"], **files).baseline()
+    assert found == {"accuracy": 0.25, "f1": pytest.approx(2 / (2 + 3))}
+    assert built("regression", length=16).baseline() == {"mse": pytest.approx(35 / 48)}
+    assert built("token_classification", length=16).baseline() == {"accuracy": pytest.approx(1 / 3)}
+    assert built("token_classification", length=6).baseline() == {"accuracy": pytest.approx(1 / 2)}
+
+
+PAIR = {"sentence1": "a", "sentence2": "b"}
+UNFIT = {
+    "texts": ("classification", {"texts": ["a", "b", "c"]}, None, "texts is ['a', 'b', 'c']"),
+    "texts of words": ("token_classification", {"texts": ["a", "b"]}, None, "texts is ['a', 'b']"),
+    "length": ("classification", {"length": 3}, None, "length is 3"),
+    "test length": ("classification", {"test_lengths": [2]}, None, "length is 2"),
+    "no rows": ("classification", {}, [], "train has no rows"),
+    "no field": ("classification", {}, [{**PAIR, "lable": 1}], "'label'"),
+    "one class": ("classification", {}, [{**PAIR, "label": 1}], "all labels of train are 1"),
+    "a class that is none": ("classification", {}, [{**PAIR, "label": 0.5}], "0.5"),
+    "an unknown class": ("classification", {}, [{**PAIR, "label": x} for x in (2, 3)], "validation has the label 0"),
+    "no number": ("regression", {}, [{**PAIR, "label": "5"}], "'5'"),
+    "words and classes": ("token_classification", {}, [{"tokens": ["a"], "tags": []}], "1 words and 0 classes"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_labelled_texts_that_do_not_fit_are_refused(name, tmp_path):
+    kind, settings, rows, mention = UNFIT[name]
+    if rows is not None:
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        settings = {**settings, "train": [str(tmp_path / "rows.jsonl")]}
+    refused(lambda: built(kind, **{"length": 16, **settings}), mention)

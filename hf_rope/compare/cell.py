@@ -25,6 +25,8 @@ from ..optimization import param_groups
 from .tasks import TASKS, Task
 
 RESULT, PROGRESS, ERROR, COMPLETE = "result.json", "progress.json", "error.txt", "complete"
+CELLS, MODEL = "cells", "model"
+"""The folder of a study's cells in its own, and of a cell's weights in its own."""
 SET_BY_CELL = {
     "bf16",
     "data_seed",
@@ -66,6 +68,8 @@ class Cell:
         settings: all that decides the result, as JSON has it: the hash of the files included, their places not.
         paths: where the files lie on this machine.
         keep_model: whether the weights stay.
+        start: the folder, on this machine, of the weights that it starts from, those of another cell; None for initial
+            values. That cell's settings are among its own.
     """
 
     task: str
@@ -73,6 +77,7 @@ class Cell:
     settings: dict[str, Any]
     paths: dict[str, str]
     keep_model: bool
+    start: str | None = None
 
     @property
     def name(self) -> str:
@@ -129,7 +134,10 @@ def build_task(cell: Cell) -> Task:
 
 
 def build_model(cell: Cell, task: Task) -> PreTrainedModel:
-    """The model with its initial values: all that it shares with the model without positions is as in that one."""
+    """The model with its initial values: all that it shares with the model without positions is as in that one.
+
+    Where the cell starts from another one, it has that one's weights, and only what is new has initial values.
+    """
     keys, seed = {**task.config(), **cell.settings["config"]}, cell.settings["seed"]
     if keys.get("feature_map") == "favor":
         keys.setdefault("feature_seed", seed)
@@ -138,10 +146,28 @@ def build_model(cell: Cell, task: Task) -> PreTrainedModel:
     plain = task.head.from_config(HfRopeConfig(**{**shared, "position_embedding_type": "none"})).state_dict()
     torch.manual_seed(seed)
     model = task.head.from_config(HfRopeConfig(**keys))
-    own = model.state_dict()
-    same = {name: value for name, value in plain.items() if name in own and own[name].shape == value.shape}
-    model.load_state_dict({**own, **same})
+    take_over(model, plain)
+    if cell.start is not None:
+        take_over(model, load_start(cell).state_dict())
     return model
+
+
+def take_over(model: PreTrainedModel, values: dict[str, torch.Tensor]) -> None:
+    """Gives a model the values of another one, wherever both have the same name and shape."""
+    own = model.state_dict()
+    same = {name: value for name, value in values.items() if name in own and own[name].shape == value.shape}
+    model.load_state_dict({**own, **same})
+
+
+def load_start(cell: Cell) -> PreTrainedModel:
+    """The model that a cell starts from, as it was trained."""
+    folder = Path(str(cell.start))
+    if not folder.is_dir():
+        raise ValueError(
+            f"It starts from {folder}, which is not there: see why that cell failed or, where only its weights are "
+            f"gone, remove its {RESULT} and resume."
+        )
+    return TASKS[cell.settings["start"]["task"]["kind"]].head.from_pretrained(folder)
 
 
 class Clock(TrainerCallback, ExportableState):
@@ -253,10 +279,10 @@ def build_trainer(cell: Cell, task: Task, folder: Path) -> Trainer:
         args=arguments,
         optimizers=(kind(groups, **options), None),
         data_collator=task.collator(),
-        train_dataset=task.training(cell.settings["seed"], examples),
+        train_dataset=task.training(cell.settings["seed"], examples) if examples else None,
         eval_dataset=task.evaluation(),
         compute_metrics=task.compute_metrics,
-        preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
+        preprocess_logits_for_metrics=task.predictions,
         callbacks=[Clock(folder, cell.settings["tokens_per_step"])],
     )
     trainer.remove_callback(PrinterCallback)
@@ -268,15 +294,18 @@ def train(cell: Cell, folder: Path) -> dict[str, Any]:
     task = build_task(cell)
     trainer = build_trainer(cell, task, folder)
     model: Any = trainer.model
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    if cell.settings["steps"]:
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    else:
+        trainer.evaluate()
     history = trainer.state.log_history
     steps = [row["step"] for row in history if "eval_loss" in row]
     measured = [scores(task, row, "eval") for row in history if "eval_loss" in row]
-    evaluations = {"validation": measured[-1]}
+    evaluations = {"validation": {**measured[-1], **task.measure(model)}}
     for length in task.test_lengths:
         evaluations[str(length)] = score_length(trainer, task, length)
     if cell.keep_model:
-        trainer.save_model(str(folder / "model"))
+        trainer.save_model(str(folder / MODEL))
     clock = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Clock))
     return {
         "task": cell.task,
@@ -286,7 +315,11 @@ def train(cell: Cell, folder: Path) -> dict[str, Any]:
         "curve": {
             "step": steps,
             "training_loss": [row["loss"] for row in history if "loss" in row],
-            **{f"validation_{key}": [row[key] for row in measured] for key in measured[0]},
+            **{
+                f"validation_{key}": [row[key] for row in measured]
+                for key, value in measured[0].items()
+                if not isinstance(value, list)
+            },
         },
         "baseline": task.baseline(),
         "parameters": model.num_parameters(),
@@ -306,8 +339,9 @@ def score_length(trainer: Trainer, task: Task, length: int) -> dict[str, Any]:
         model.base_model.position.require_length(length)
     except ValueError as error:
         return {"refused": str(error)}
+    trainer.args.per_device_eval_batch_size = task.evaluation_batch(length, trainer.args.per_device_train_batch_size)
     return scores(task, trainer.evaluate(task.evaluation(length), metric_key_prefix="test"), "test")
 
 
-def scores(task: Task, metrics: dict[str, float], prefix: str) -> dict[str, float]:
+def scores(task: Task, metrics: dict[str, Any], prefix: str) -> dict[str, Any]:
     return task.scores({key.removeprefix(f"{prefix}_"): value for key, value in metrics.items()})

@@ -1,5 +1,6 @@
 """The figures of a study, drawn from its summary alone."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -7,24 +8,47 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-LABELS = {
-    "loss": "validation loss (nats)",
-    "bits_per_byte": "validation, bits per byte",
-    "accuracy": "validation accuracy",
+NAMES = {
+    "loss": "loss (nats)",
+    "bits_per_byte": "bits per byte",
+    "f1": "F1",
+    "spearman": "Spearman's correlation",
+    "mse": "mean squared error",
+    "translation_invariance": "translation invariance",
 }
 COLUMNS = 3
 
 
+def named(metric: str) -> str:
+    """What a metric is called."""
+    return NAMES.get(metric, metric)
+
+
 def draw(summary: dict[str, Any], folder: Path) -> list[str]:
     """Writes the figures that the study has something to show in; returns the names of the files."""
-    figures = {"curves.png": draw_curves(summary)}
-    if summary["study"]["threshold"] is not None and len(lengths(summary)) > 1:
+    study, figures = summary["study"], {}
+    if study["steps"]:
+        figures["curves.png"] = draw_curves(summary)
+    if study["threshold"] is not None and len(lengths(summary)) > 1:
         figures["steps_to_threshold.png"] = draw_steps(summary)
-    if any(task.get("test_lengths") for task in summary["study"]["tasks"].values()):
+    if any(task.get("test_lengths") for task in study["tasks"].values()):
         figures["by_length.png"] = draw_lengths(summary)
+    if finds(summary, "loss_by_place"):
+        figures["by_place.png"] = draw_places(summary)
+    if finds(summary, "attention_by_distance"):
+        figures["identical_words.png"] = draw_identical_words(summary)
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=120)
     return [*figures]
+
+
+def finds(summary: dict[str, Any], key: str) -> list[str]:
+    """The tasks in which some scheme has a score."""
+    return [
+        name
+        for name, task in summary["tasks"].items()
+        if any(key in scores for found in task["schemes"].values() for scores in found["evaluations"].values())
+    ]
 
 
 def styles(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -37,16 +61,21 @@ def styles(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def panels(summary: dict[str, Any], height: float = 3.6) -> tuple[Figure, dict[str, Axes]]:
-    """A panel for each task."""
-    tasks = [*summary["tasks"]]
-    columns = min(len(tasks), COLUMNS)
-    rows = -(-len(tasks) // columns)
+def plain(style: dict[str, Any]) -> dict[str, Any]:
+    """A style without its marker, for lines of many points."""
+    return {key: value for key, value in style.items() if key != "marker"}
+
+
+def panels(titles: Iterable[str], height: float = 3.6) -> tuple[Figure, dict[str, Axes]]:
+    """A panel for each title."""
+    titles = [*titles]
+    columns = min(len(titles), COLUMNS)
+    rows = -(-len(titles) // columns)
     figure = Figure(figsize=(max(4.3 * columns + 1.6, 7), height * rows + 0.6), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat[len(tasks) :]:
+    for axes in grid.flat[len(titles) :]:
         axes.set_axis_off()
-    places = dict(zip(tasks, grid.flat, strict=False))
+    places = dict(zip(titles, grid.flat, strict=False))
     for name, axes in places.items():
         axes.set_title(name, fontsize=10)
         axes.grid(alpha=0.3)
@@ -62,31 +91,37 @@ def add_legend(figure: Figure, places: dict[str, Axes]) -> None:
     figure.legend(entries.values(), entries.keys(), loc="outside right upper", fontsize=8)
 
 
+def add_line(
+    axes: Axes, at: Iterable[float], rows: Iterable[dict[str, Any]], label: str, color: Any, **style: Any
+) -> None:
+    """The means over seeds, and their range as a band; without those that diverged."""
+    points = [
+        (x, row["mean"], row["lowest"], row["highest"])
+        for x, row in zip(at, rows, strict=True)
+        if row["mean"] is not None
+    ]
+    if points:
+        x, means, lows, highs = zip(*points, strict=True)
+        axes.plot(x, means, color=color, linewidth=1.4, label=label, **style)
+        axes.fill_between(x, lows, highs, color=color, alpha=0.2, linewidth=0)
+
+
+def label_first(axes: Axes, label: str) -> None:
+    """Names the vertical axis where a panel is the first of its row."""
+    if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
+        axes.set_ylabel(label)
+
+
 def draw_curves(summary: dict[str, Any]) -> Figure:
     """The validation curve of each scheme: the mean over its seeds, with their range as a band."""
-    figure, places = panels(summary)
+    figure, places = panels(summary["tasks"])
     style = styles(summary)
     for name, axes in places.items():
         task = summary["tasks"][name]
+        key = f"validation_{task['metric']}"
         for scheme, found in task["schemes"].items():
-            points = [
-                (step, row["mean"], row["lowest"], row["highest"])
-                for step, row in zip(
-                    found["curve"].get("step", ()), found["curve"].get(f"validation_{task['metric']}", ()), strict=True
-                )
-                if row["mean"] is not None
-            ]
-            if points:
-                steps, means, lows, highs = zip(*points, strict=True)
-                axes.plot(
-                    steps,
-                    means,
-                    color=style[scheme]["color"],
-                    linestyle=style[scheme]["linestyle"],
-                    linewidth=1.4,
-                    label=scheme,
-                )
-                axes.fill_between(steps, lows, highs, color=style[scheme]["color"], alpha=0.2, linewidth=0)
+            if key in found["curve"]:
+                add_line(axes, found["curve"]["step"], found["curve"][key], scheme, **plain(style[scheme]))
         if task["metric"] in task.get("baseline", {}):
             axes.axhline(
                 task["baseline"][task["metric"]], color="grey", linestyle="--", linewidth=1, label="frequencies alone"
@@ -95,8 +130,7 @@ def draw_curves(summary: dict[str, Any]) -> Figure:
         if threshold is not None and task["metric"] == "loss":
             axes.axhline(threshold, color="grey", linestyle=":", linewidth=1, label=f"{threshold:g} nats")
         axes.set_xlabel("step")
-        if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
-            axes.set_ylabel(LABELS[task["metric"]])
+        label_first(axes, f"validation {named(task['metric'])}")
     add_legend(figure, places)
     return figure
 
@@ -140,28 +174,69 @@ def draw_steps(summary: dict[str, Any]) -> Figure:
 
 def draw_lengths(summary: dict[str, Any]) -> Figure:
     """The score of each scheme at the lengths of training (the first point) and at the longer ones."""
-    figure, places = panels(summary)
+    figure, places = panels(summary["tasks"])
     style = styles(summary)
     for name, axes in places.items():
         task, settings = summary["tasks"][name], summary["study"]["tasks"][name]
         for scheme, found in task["schemes"].items():
-            points = []
+            rows = {}
             for evaluation, scores in found["evaluations"].items():
-                length = settings["length"] if evaluation == "validation" else int(evaluation)
-                row = scores.get(task["metric"], {})
-                if row.get("mean") is not None:
-                    points.append((length, row["mean"], row["lowest"], row["highest"]))
-            if points:
-                at, means, lows, highs = zip(*sorted(points), strict=True)
-                axes.plot(at, means, linewidth=1.4, markersize=4, label=scheme, **style[scheme])
-                axes.fill_between(at, lows, highs, color=style[scheme]["color"], alpha=0.15, linewidth=0)
+                if task["metric"] in scores:
+                    rows[settings["length"] if evaluation == "validation" else int(evaluation)] = scores[task["metric"]]
+            at = sorted(rows)
+            add_line(axes, at, [rows[x] for x in at], scheme, markersize=4, **style[scheme])
         axes.axvline(settings["length"], color="grey", linewidth=1, linestyle=":")
         axes.set_xscale("log", base=2)
         ticks = [settings["length"], *settings.get("test_lengths", ())]
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
         axes.set_xlabel("length (tokens)")
-        if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
-            axes.set_ylabel(LABELS[task["metric"]].removeprefix("validation").strip(" ,"))
+        label_first(axes, named(task["metric"]))
+    add_legend(figure, places)
+    return figure
+
+
+def draw_places(summary: dict[str, Any]) -> Figure:
+    """The loss by the place in the window: at the length of training, and at the longest one."""
+    views = {}
+    for name in finds(summary, "loss_by_place"):
+        settings = summary["study"]["tasks"][name]
+        views[f"{name}, {settings['length']} tokens"] = (name, "validation", settings["length"])
+        if longest := max(settings.get("test_lengths", ()), default=0):
+            views[f"{name}, {longest} tokens"] = (name, str(longest), longest)
+    figure, places = panels(views)
+    style = styles(summary)
+    for title, axes in places.items():
+        name, evaluation, length = views[title]
+        for scheme, found in summary["tasks"][name]["schemes"].items():
+            rows = found["evaluations"].get(evaluation, {}).get("loss_by_place", [])
+            at = [(part + 0.5) * length / len(rows) for part in range(len(rows))]
+            add_line(axes, at, rows, scheme, **plain(style[scheme]))
+        axes.axvline(summary["study"]["tasks"][name]["length"], color="grey", linewidth=1, linestyle=":")
+        axes.set_xlabel("place in the window (tokens)")
+        label_first(axes, named("loss"))
+    add_legend(figure, places)
+    return figure
+
+
+def draw_identical_words(summary: dict[str, Any]) -> Figure:
+    """Attention by distance where one word fills the window; and the long-term decay, of schemes that rotate."""
+    tasks, decay = finds(summary, "attention_by_distance"), "RoFormer's long-term decay"
+    figure, places = panels([*tasks, decay] if finds(summary, "long_term_decay") else tasks)
+    style = styles(summary)
+    for name in tasks:
+        for scheme, found in summary["tasks"][name]["schemes"].items():
+            look, scores = plain(style[scheme]), found["evaluations"].get("validation", {})
+            rows = scores.get("attention_by_distance", [])
+            farthest = len(rows) // 2
+            add_line(places[name], range(-farthest, len(rows) - farthest), rows, scheme, **look)
+            if decay in places and (rows := scores.get("long_term_decay", [])):
+                add_line(places[decay], range(len(rows)), rows, scheme, **look)
+        places[name].set_yscale("log")
+        places[name].set_xlabel("distance (tokens)")
+        label_first(places[name], "mean attention")
+    if decay in places:
+        places[decay].set_xlabel("distance (tokens)")
+        places[decay].set_ylabel("bound over its value at 0")
     add_legend(figure, places)
     return figure

@@ -51,9 +51,9 @@ class Bars:
     """The study's bar and the cells' lines."""
 
     def __init__(self, study: Study, folder: Path, progress: Progress):
-        self.steps, self.folder, self.progress = study.steps, folder, progress
+        self.steps, self.folder, self.progress = max(1, study.steps), folder, progress
         self.names = {cell.name for cell in study.cells.values()}
-        cells = len(study.tasks) * len(study.config_keys) * (len(study.learning_rates) + len(study.seeds) - 1)
+        cells = len(study.pairs) * (len(study.learning_rates) + len(study.seeds) - 1)
         self.finished = self.ended(RESULT)
         self.failed: set[str] = set()
         self.lines: dict[str, TaskID] = {}

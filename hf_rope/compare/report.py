@@ -5,25 +5,32 @@ from pathlib import Path
 from typing import Any
 
 from .cell import write_json
-from .figures import draw
+from .figures import draw, named
+from .runner import STUDY
+from .study import START
 from .summary import rank, summarise
 
-DIGITS = {"loss": 3, "bits_per_byte": 3, "accuracy": 3}
-NAMES = {"loss": "loss (nats)", "bits_per_byte": "bits per byte", "accuracy": "accuracy"}
+DIGITS = 3
 CAPTIONS = {
     "curves.png": "Learning curves: the mean over seeds, and their range as a band",
     "steps_to_threshold.png": "Steps to the threshold against the length",
     "by_length.png": "Scores at the lengths of training and at longer ones",
+    "by_place.png": "Loss by the place in the window, at the length of training and at the longest one",
+    "identical_words.png": "Attention by distance where one word fills the window, and RoFormer's long-term decay",
 }
 
 
 def report(output: str | Path) -> dict[str, Any]:
     """Writes report.md, results.json and the figures into a study's folder, and returns what results.json holds.
 
+    The study in its folder `start`, that it starts from, gets a report as well.
+
     Raises:
         ValueError: the folder holds no study.
     """
     folder = Path(output)
+    if (folder / START / STUDY).is_file():
+        report(folder / START)
     summary = summarise(folder)
     figures = draw(summary, folder)
     write_json(folder / "results.json", summary)
@@ -47,16 +54,23 @@ def markdown(summary: dict[str, Any], figures: Sequence[str]) -> str:
 
 def budget(study: dict[str, Any]) -> str:
     """What every cell got."""
-    seeds, steps = study["seeds"], study["steps"]
+    seeds, steps = count(len(study["seeds"]), "seed"), study["steps"]
+    tokens = study["tokens_per_step"]
+    batch = count(study["sequences_per_step"], "sequence") if tokens is None else count(tokens, "token")
+    trained = f"{steps:,} steps of {batch}" if steps else "nothing is trained"
+    begin = ""
+    if start := study.get("start"):
+        of = "another study" if isinstance(start, dict) else f"`{Path(start).name}`"
+        but = ", but for those from scratch" if study["from_scratch"] else ""
+        begin = f"It starts from the weights of {of} for the same scheme and seed{but}. "
     return (
-        f"Each cell: {steps:,} steps of {study['tokens_per_step']:,} tokens, {study['precision']}; "
-        f"{count(len(seeds), 'seed')}. Schemes of one seed get the same data in the same order with the same "
-        "masks, and start from the same values in all that they share."
+        f"Each cell: {trained}, {study['precision']}; {seeds}. {begin}Schemes of one seed get the same data in the "
+        "same order with the same masks, and start from the same values in all that they share."
     )
 
 
 def count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def state(summary: dict[str, Any]) -> list[str]:
@@ -81,66 +95,70 @@ def score(found: dict[str, Any], evaluation: str, metric: str, long: bool = True
         return "missing"
     if "refused" in scores:
         return "refuses"
-    row, digits = scores[metric], DIGITS[metric]
+    if metric not in scores:
+        return ""
+    row = scores[metric]
     if row["mean"] is None:
         return "diverged"
-    mean = f"{row['mean']:.{digits}f}"
+    mean = f"{row['mean']:.{DIGITS}f}"
     if not long or len(row["values"]) == 1:
         return mean
-    return f"{mean} ({row['lowest']:.{digits}f} to {row['highest']:.{digits}f})"
+    return f"{mean} ({row['lowest']:.{DIGITS}f} to {row['highest']:.{DIGITS}f})"
 
 
 def overview(summary: dict[str, Any]) -> str:
     """The means of all tasks side by side."""
     schemes = list(dict.fromkeys(name for task in summary["tasks"].values() for name in task["schemes"]))
-    head = ["scheme", *(f"{name}: {NAMES[task['metric']]}" for name, task in summary["tasks"].items())]
-    rows = [
-        [
-            f"`{scheme}`",
-            *(
-                score(task["schemes"][scheme], "validation", task["metric"], False)
-                for task in summary["tasks"].values()
-            ),
-        ]
-        for scheme in schemes
-    ]
-    frequencies = [baseline(task, "validation") for task in summary["tasks"].values()]
+    head = ["scheme", *(f"{name}: {named(task['metric'])}" for name, task in summary["tasks"].items())]
+    rows = []
+    for scheme in schemes:
+        found = [(task, task["schemes"].get(scheme)) for task in summary["tasks"].values()]
+        scores = [score(each, "validation", task["metric"], False) if each else "left out" for task, each in found]
+        rows.append([f"`{scheme}`", *scores])
+    frequencies = [baseline(task, "validation", task["metric"]) for task in summary["tasks"].values()]
     return "## All tasks\n\n" + rows_to_table(head, [*rows, ["frequencies alone", *frequencies]])
 
 
-def baseline(task: dict[str, Any], evaluation: str) -> str:
-    value = task.get("baseline", {}).get(task["metric"])
-    return "" if value is None or evaluation != "validation" else f"{value:.{DIGITS[task['metric']]}f}"
+def baseline(task: dict[str, Any], evaluation: str, metric: str) -> str:
+    value = task.get("baseline", {}).get(metric)
+    return "" if value is None or evaluation != "validation" else f"{value:.{DIGITS}f}"
 
 
 def table(summary: dict[str, Any], task: dict[str, Any]) -> str:
     """One task: every scheme, the best first."""
     study, metric = summary["study"], task["metric"]
     sets = list(dict.fromkeys(name for found in task["schemes"].values() for name in found["evaluations"]))
-    titles = {name: NAMES[metric] if name == "validation" else f"at {name}" for name in sets}
-    head = ["scheme", *titles.values()]
+    columns = [(name, metric) for name in sets] + [("validation", key) for key in task["shown"]]
+    head = ["scheme", *(named(key) if name == "validation" else f"at {name}" for name, key in columns)]
     if study["threshold"] is not None:
         head.append(f"steps to {study['threshold']:g} nats")
-    head += ["learning rate", "seeds", "parameters", "tokens/s", "seconds"]
+    head += ["seeds", "parameters"]
+    if study["steps"]:
+        head += ["learning rate", "tokens/s", "seconds"]
     ranked = rank(task, "validation")
     rows = []
     for scheme in [*ranked, *(name for name in task["schemes"] if name not in ranked)]:
         found = task["schemes"][scheme]
-        row = [f"`{scheme}`", *(score(found, name, metric) for name in sets)]
+        row = [f"`{scheme}`", *(score(found, name, key) for name, key in columns)]
         if study["threshold"] is not None:
             row.append(
                 ", ".join(
                     "not reached" if step is None else f"{step:,}" for step in found.get("steps_to_threshold", ())
                 )
             )
-        rate = "not chosen" if found["learning_rate"] is None else f"{found['learning_rate']:g}"
-        numbers = [
-            f"{found[key]:,.0f}" if key in found else "" for key in ("parameters", "tokens_per_second", "seconds")
-        ]
-        rows.append([*row, rate, str(len(found["seeds"])), *numbers])
-    rows.append(["frequencies alone", *(baseline(task, name) for name in sets)])
+        row += [str(len(found["seeds"])), whole(found, "parameters")]
+        if study["steps"]:
+            rate = "not chosen" if found["learning_rate"] is None else f"{found['learning_rate']:g}"
+            row += [rate, whole(found, "tokens_per_second"), whole(found, "seconds")]
+        rows.append(row)
+    rows.append(["frequencies alone", *(baseline(task, name, key) for name, key in columns)])
     rows[-1] += [""] * (len(head) - len(rows[-1]))
     return rows_to_table(head, rows)
+
+
+def whole(found: dict[str, Any], key: str) -> str:
+    """A number without its decimals; nothing where there is none."""
+    return f"{found[key]:,.0f}" if key in found else ""
 
 
 def rates(summary: dict[str, Any], task: dict[str, Any]) -> str:

@@ -5,19 +5,18 @@ import os
 import traceback
 from collections.abc import Iterator
 from dataclasses import fields
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from .cell import ERROR, PROGRESS, Cell, read_result, run_cell, write_json
+from .cell import CELLS, ERROR, PROGRESS, Cell, read_result, run_cell, write_json
 from .choice import choose_rate
 from .progress import show_progress
-from .study import Study, make_study, read_study
+from .study import START, Study, make_study, read_study
 
-STUDY, CELLS = "study.json", "cells"
+STUDY = "study.json"
 BACKENDS = ("loky", "ray", "dask")
 
 
@@ -27,6 +26,7 @@ def compare(
     workers: int = 1,
     resume: bool = False,
     backend: str = "loky",
+    start: str | Path | None = None,
 ) -> dict[str, str]:
     """Runs all cells of a study that are not finished, each in a folder of its own under `output`.
 
@@ -36,27 +36,50 @@ def compare(
         workers: how many cells run at a time, with one thread each.
         backend: "loky", processes of this machine; "ray" or "dask", a cluster that sees `output` under the same name:
             the one that RAY_ADDRESS or DASK_SCHEDULER_ADDRESS names, or else one of `workers` on this machine.
+        start: the folder of the study that this one starts from; None for `start` in `output`. That study is run there
+            first, as far as it is not finished, so that several studies can start from it.
 
     Returns:
         The errors of the cells that failed, by the cells' names. A failed cell is tried again by the next `resume`.
 
     Raises:
-        ValueError: the study does not fit, `output` holds something else, or the backend is not installed.
+        ValueError: the study does not fit, a folder holds something else, or the backend is not installed.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}; it must be 1 or more.")
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; it must be one of: {', '.join(BACKENDS)}.")
-    checked = make_study(study) if isinstance(study, dict) else read_study(study)
     folder = Path(output).resolve()
+    begin = Path(start or folder / START).resolve()
+    checked = make_study(study, start_folder=begin) if isinstance(study, dict) else read_study(study, begin)
+    require_place(folder, output, resume)
+    if checked.built_start is not None:
+        require_place(begin, start or begin, resume=True)
+    if start is not None and (checked.built_start is None or begin == folder):
+        raise ValueError(
+            f"start is {str(start)!r}; it is for a study that starts from another one, whose folder is not output's."
+        )
+    with pool(backend, workers):
+        return run_study(checked, folder, workers)
+
+
+def require_place(folder: Path, given: str | Path, resume: bool) -> None:
+    """Raises ValueError where a folder holds something that is not to be gone on with."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not resume:
-            raise ValueError(f"{output} is not empty: go on with it by resume (--resume), or name another folder.")
+            raise ValueError(f"{given} is not empty: go on with it by resume (--resume), or name another folder.")
         if not (folder / STUDY).is_file():
-            raise ValueError(f"{output} holds no {STUDY}, so no study was run there: name another folder.")
-    with pool(backend, workers):
-        write_study(checked, folder)
-        return run_cells(checked, folder / CELLS, workers)
+            raise ValueError(f"{given} holds no {STUDY}, so no study was run there: name another folder.")
+
+
+def run_study(study: Study, folder: Path, workers: int) -> dict[str, str]:
+    """As `compare`; first the study that it starts from, where something is left to do."""
+    write_study(study, folder)
+    failed: dict[str, str] = {}
+    start, cells = study.built_start, folder / CELLS
+    if start is not None and any(not finished(cell, cells) for cell in wanted(study, cells)):
+        failed = run_study(start.study, start.folder, workers)
+    return failed | run_cells(study, cells, workers)
 
 
 def write_study(study: Study, folder: Path) -> None:
@@ -97,7 +120,7 @@ def wanted(study: Study, folder: Path) -> Iterator[Cell]:
     """The cells of the first seed, and then, seed by seed, those of the others at a learning rate that is known."""
     first, others = study.seeds[0], study.seeds[1:]
     rates = {}
-    for task, scheme in product(study.tasks, study.config_keys):
+    for task, scheme in study.pairs:
         at_first = {rate: study.cells[task, scheme, rate, first] for rate in study.learning_rates}
         yield from at_first.values()
         rates[task, scheme] = choose_rate({rate: read_result(folder / cell.name) for rate, cell in at_first.items()})

@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +16,13 @@ from ..model.configuration_hf_rope import HfRopeConfig
 from ..model.positions import SCHEMES
 from .cell import SET_BY_CELL, Cell
 from .settings import build, read_yaml, require_known
+from .start import Start
 from .tasks import TASKS, Task
 
 OF_ALL_MODELS = {field.name for field in fields(PreTrainedConfig)}
 CONFIG_KEYS = [field.name for field in fields(HfRopeConfig) if field.name not in OF_ALL_MODELS]
+START = "start"
+"""The folder, in a study's own, of the study that it starts from, where that has no other place."""
 TRAINING_KEYS = [field.name for field in fields(TrainingArguments) if field.name not in SET_BY_CELL]
 
 
@@ -30,10 +34,12 @@ class Study:
     Args:
         tasks: what is learned, by names of the study's own; each has a `kind`, a key of `TASKS`, and its settings.
         schemes: names of `hf_rope.SCHEMES`; or a mapping from names of the study's own to keys of HfRopeConfig, where
-            a name that is no scheme's has its `position_embedding_type`.
-        steps: optimizer steps of a cell.
-        tokens_per_step: tokens of a batch, a multiple of every task's length; as many in each task and scheme.
+            a name that is no scheme's has its `position_embedding_type`. With `start`, names of that study's schemes;
+            a name of this study's own has, as `start`, the one whose model it takes.
+        steps: optimizer steps of a cell; with `start` 0 as well, for models that are measured as they are.
         evaluate_every: after so many steps a cell is measured, and kept for a resume; divides `steps`.
+        tokens_per_step: tokens of a batch, a multiple of every task's length; as many in each task and scheme.
+        sequences_per_step: in its place, the sequences of a batch, where tasks of every length get as many.
         question: what the study asks, the report's title.
         model: keys of HfRopeConfig that all schemes share.
         seeds: each draws initial values, the order of the data and the masks anew.
@@ -43,13 +49,19 @@ class Study:
         training: keys of TrainingArguments, such as warmup_steps and adam_beta2.
         threshold: a validation loss; the report says when each scheme got there.
         keep_model: whether each cell's weights stay in its folder.
+        start: another study, a file named from this one's folder or its settings, with one task, one learning rate and
+            `keep_model`. Each cell starts from the weights of that study's cell of the same scheme and seed, whose
+            configuration it has but for what `model` and `schemes` change.
+        from_scratch: names of `schemes` that are trained from initial values as well, beside `start`.
+        leave_out: by the name of a task, names of `schemes` that do not run it.
     """
 
     tasks: dict[str, Any]
     schemes: dict[str, Any] | list[str]
     steps: int
-    tokens_per_step: int
     evaluate_every: int
+    tokens_per_step: int | None = None
+    sequences_per_step: int | None = None
     question: str = "A comparison of position schemes"
     model: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -58,24 +70,36 @@ class Study:
     training: dict[str, Any] = field(default_factory=dict)
     threshold: float | int | None = None
     keep_model: bool = False
+    start: str | dict[str, Any] | None = None
+    from_scratch: list[str] = field(default_factory=list)
+    leave_out: dict[str, list[str]] = field(default_factory=dict)
 
     folder: Path = field(default=Path(), init=False)
     """Where the names of files begin."""
+    start_folder: Path = field(default=Path(), init=False)
+    """Where the study of `start` is run."""
 
-    def check(self, folder: Path) -> None:
+    def check(self, folder: Path, start_folder: Path) -> None:
         """Checks all of it, reads the files and builds each scheme's model without its weights.
 
         Raises:
             ValueError: something does not fit, or a scheme cannot do a task; in one sentence.
         """
-        self.folder = folder
+        self.folder, self.start_folder = folder, start_folder
         for name in ("tasks", "schemes", "seeds", "learning_rates"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} is {values}; it must hold one value at least, and none twice.")
-        for name in ("steps", "tokens_per_step", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        if (self.tokens_per_step is None) == (self.sequences_per_step is None):
+            raise ValueError(
+                f"tokens_per_step is {self.tokens_per_step} and sequences_per_step is {self.sequences_per_step}: give "
+                "one of them."
+            )
+        for name in ("tokens_per_step", "sequences_per_step", "evaluate_every"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be 1 or more.")
+        if self.steps < 0 or (self.steps == 0 and self.start is None):
+            raise ValueError(f"steps is {self.steps}; it must be 1 or more, or 0 in a study with a start.")
         if min(self.seeds) < 0 or max(self.seeds) >= 2**31:
             raise ValueError(f"seeds is {self.seeds}; each must be from 0 to 2147483647.")
         if not min(self.learning_rates) > 0:
@@ -89,13 +113,16 @@ class Study:
         require_known(self.training, TRAINING_KEYS, "training")
         self.training_arguments()
         for name, task in self.built_tasks.items():
-            if self.tokens_per_step % task.length:
+            if self.tokens_per_step is not None and self.tokens_per_step % task.length:
                 raise ValueError(
                     f"tokens_per_step={self.tokens_per_step} is not a multiple of length={task.length} of task "
                     f"{name!r}: change one of them, so that every task gets the same tokens a step."
                 )
-            for scheme in self.config_keys:
-                self.check_scheme(scheme, name, task)
+        require_known(self.leave_out, self.tasks, "leave_out")
+        for name, schemes in self.leave_out.items():
+            require_known(dict.fromkeys(schemes), self.config_keys, f"leave_out of {name!r}")
+        for name, scheme in self.pairs:
+            self.check_scheme(scheme, name, self.built_tasks[name])
 
     def training_arguments(self) -> None:
         """Lets transformers check the keys of `training`."""
@@ -135,19 +162,59 @@ class Study:
         return paths
 
     @cached_property
+    def given_schemes(self) -> dict[str, dict[str, Any]]:
+        """What the study gives for each scheme."""
+        schemes = self.schemes if isinstance(self.schemes, dict) else dict.fromkeys(self.schemes)
+        known = CONFIG_KEYS if self.start is None else ["start", *CONFIG_KEYS]
+        for name, given in schemes.items():
+            if not isinstance(given, dict | None):
+                raise ValueError(f"scheme {name!r} is {given!r}; it must be a mapping of keys of HfRopeConfig.")
+            require_known(given or {}, known, f"scheme {name!r}")
+        return {name: given or {} for name, given in schemes.items()}
+
+    @cached_property
+    def built_start(self) -> Start | None:
+        """The study that this one starts from, checked."""
+        if self.start is None:
+            if self.from_scratch:
+                raise ValueError(f"from_scratch is {self.from_scratch}; without a start, all schemes are.")
+            return None
+        require_known(dict.fromkeys(self.from_scratch), self.given_schemes, "from_scratch")
+        schemes = {name: given.get("start", name) for name, given in self.given_schemes.items()}
+        try:
+            if isinstance(self.start, dict):
+                study = make_study(self.start, self.folder, self.start_folder / START)
+            else:
+                study = read_study(self.folder / self.start, self.start_folder / START)
+        except ValueError as error:
+            raise ValueError(f"start: {error}") from None
+        return Start(study, self.start_folder, schemes, self.seeds)
+
+    @cached_property
     def config_keys(self) -> dict[str, dict[str, Any]]:
         """Each scheme's keys of HfRopeConfig, those that all share included."""
-        schemes = self.schemes if isinstance(self.schemes, dict) else dict.fromkeys(self.schemes)
         keys = {}
-        for name, given in schemes.items():
-            given = given or {}
-            if not isinstance(given, dict):
-                raise ValueError(f"scheme {name!r} is {given!r}; it must be a mapping of keys of HfRopeConfig.")
-            require_known(given, CONFIG_KEYS, f"scheme {name!r}")
-            if name not in SCHEMES and "position_embedding_type" not in given:
+        for name, given in self.given_schemes.items():
+            if self.built_start is None and name not in SCHEMES and "position_embedding_type" not in given:
                 require_known({name: None}, SCHEMES, "schemes")
-            keys[name] = {"position_embedding_type": name, **self.model, **given}
-        return keys
+            before = {"position_embedding_type": name} if self.built_start is None else self.built_start.keys(name)
+            own = {key: value for key, value in given.items() if key != "start"}
+            keys[name] = {**before, **self.model, **own}
+        return keys | {f"{name}, from scratch": keys[name] for name in self.from_scratch}
+
+    def start_of(self, scheme: str) -> Start | None:
+        """What a scheme starts from; None for initial values."""
+        return self.built_start if self.built_start and scheme in self.built_start.schemes else None
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The tasks and the schemes that run them."""
+        return [
+            (task, scheme)
+            for task in self.tasks
+            for scheme in self.config_keys
+            if scheme not in self.leave_out.get(task, ())
+        ]
 
     def check_scheme(self, scheme: str, task_name: str, task: Task) -> None:
         """Refuses a scheme that cannot do a task; builds the model on the meta device, where it takes no memory."""
@@ -155,6 +222,8 @@ class Study:
             config = HfRopeConfig(**{**task.config(), **self.config_keys[scheme]})
             with torch.device("meta"):
                 model = task.head.from_config(config)
+            if (start := self.start_of(scheme)) is not None:
+                start.require_place(scheme, model)
             model.base_model.position.require_length(task.length)
         except (ValueError, TypeError) as error:
             raise ValueError(f"scheme {scheme!r} cannot do task {task_name!r}: {error}") from None
@@ -163,37 +232,41 @@ class Study:
     def cells(self) -> dict[tuple[str, str, float, int], Cell]:
         """All cells by (task, scheme, learning rate, seed), those included that a choice of the rate leaves out."""
         cells = {}
-        for task_name, task in self.built_tasks.items():
-            paths = self.paths(task)
-            hashes = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
-            kind = self.tasks[task_name]["kind"]
-            for scheme, keys in self.config_keys.items():
-                config = HfRopeConfig(**{**task.config(), **keys})
-                written_out = ("position_options", "rope_parameters", "scale_embedding")
-                full = {key: getattr(config, key) for key in written_out}
-                for rate in self.learning_rates:
-                    for seed in self.seeds:
-                        settings = {
-                            "task": {"kind": kind, **asdict(task)},  # type: ignore[call-overload]
-                            "files": hashes,
-                            "config": {**keys, **{key: value for key, value in full.items() if value}},
-                            "seed": seed,
-                            "learning_rate": rate,
-                            "lr_multipliers": lr_multipliers(config),
-                            "steps": self.steps,
-                            "tokens_per_step": self.tokens_per_step,
-                            "evaluate_every": self.evaluate_every,
-                            "precision": self.precision,
-                            "training": self.training,
-                        }
-                        settings = json.loads(json.dumps(settings))
-                        cells[task_name, scheme, rate, seed] = Cell(
-                            task=task_name,
-                            scheme=scheme,
-                            settings=settings,
-                            paths={name: str(path) for name, path in paths.items()},
-                            keep_model=self.keep_model,
-                        )
+        files = {name: self.paths(task) for name, task in self.built_tasks.items()}
+        hashes = {
+            task: {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
+            for task, paths in files.items()
+        }
+        for task_name, scheme in self.pairs:
+            task, keys = self.built_tasks[task_name], self.config_keys[scheme]
+            config = HfRopeConfig(**{**task.config(), **keys})
+            written_out = ("position_options", "rope_parameters", "scale_embedding")
+            full = {key: getattr(config, key) for key in written_out}
+            start = self.start_of(scheme)
+            for rate, seed in product(self.learning_rates, self.seeds):
+                settings = {
+                    "task": {"kind": self.tasks[task_name]["kind"], **asdict(task)},  # type: ignore[call-overload]
+                    "files": hashes[task_name],
+                    "config": {**keys, **{key: value for key, value in full.items() if value}},
+                    "seed": seed,
+                    "learning_rate": rate,
+                    "lr_multipliers": lr_multipliers(config),
+                    "steps": self.steps,
+                    "tokens_per_step": self.tokens_per_step or self.sequences_per_step * task.length,  # type: ignore
+                    "evaluate_every": self.evaluate_every,
+                    "precision": self.precision,
+                    "training": self.training,
+                }
+                if start is not None:
+                    settings["start"] = start.cell(scheme, seed).settings
+                cells[task_name, scheme, rate, seed] = Cell(
+                    task=task_name,
+                    scheme=scheme,
+                    settings=json.loads(json.dumps(settings)),
+                    paths={name: str(path) for name, path in files[task_name].items()},
+                    keep_model=self.keep_model,
+                    start=None if start is None else start.weights(scheme, seed),
+                )
         return cells
 
 
@@ -204,8 +277,8 @@ def lr_multipliers(config: HfRopeConfig) -> dict[str, float]:
         return {**scheme.lr_multipliers, **scheme.for_layer(config, 0).lr_multipliers}
 
 
-def read_study(path: str | Path) -> Study:
-    """The study of a file, checked.
+def read_study(path: str | Path, start_folder: str | Path = START) -> Study:
+    """The study of a file, checked; `start_folder` is where the study that it starts from is run.
 
     Raises:
         ValueError: the file, or something in it, cannot be read or does not fit; in one sentence.
@@ -213,11 +286,11 @@ def read_study(path: str | Path) -> Study:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"There is no study {str(path)!r}: name a YAML file.")
-    return make_study(read_yaml(path), path.parent)
+    return make_study(read_yaml(path), path.parent, start_folder)
 
 
-def make_study(settings: dict[str, Any], folder: str | Path = ".") -> Study:
+def make_study(settings: dict[str, Any], folder: str | Path = ".", start_folder: str | Path = START) -> Study:
     """The study of a mapping, checked; the names of its files begin in a folder."""
     study = build(Study, settings, "the study")
-    study.check(Path(folder))
+    study.check(Path(folder), Path(start_folder))
     return study

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .cell import ERROR, read_result
+from .cell import CELLS, ERROR, read_result
 from .choice import choose_rate, validation_loss
-from .runner import CELLS, STUDY
+from .runner import STUDY
 from .tasks import TASKS
 
 RESAMPLES = 10_000
@@ -46,7 +46,12 @@ def summarise(folder: Path) -> dict[str, Any]:
                 name = names[(task, scheme), place]
                 (failed if (folder / CELLS / name / ERROR).is_file() else missing).append(name)
         kind = TASKS[study["tasks"][task]["kind"]]
-        about = {"metric": kind.metric, "higher_is_better": kind.higher_is_better, "schemes": {}}
+        about = {
+            "metric": kind.metric,
+            "shown": [*kind.shown],
+            "higher_is_better": kind.higher_is_better,
+            "schemes": {},
+        }
         tasks.setdefault(task, about)["schemes"][scheme] = {
             "learning_rates": {f"{each:g}": result and validation_loss(result) for each, result in at_first.items()},
             "learning_rate": rate,
@@ -78,7 +83,7 @@ def over_seeds(found: dict[int, dict[str, Any] | None], study: dict[str, Any]) -
         evaluations[name] = scores
         if "refused" not in scores:
             evaluations[name] = {
-                key: spread([result["evaluations"][name][key] for result in results.values()]) for key in scores
+                key: spread_each([result["evaluations"][name][key] for result in results.values()]) for key in scores
             }
     curves = [result["curve"] for result in results.values()]
     summary = {
@@ -91,9 +96,10 @@ def over_seeds(found: dict[int, dict[str, Any] | None], study: dict[str, Any]) -
         }
         | {"step": curves[0]["step"]},
         "parameters": first["parameters"],
-        "tokens_per_second": median(result["speed"]["tokens_per_second"] for result in results.values()),
-        "seconds": fmean(result["speed"]["seconds"] for result in results.values()),
     }
+    if study["steps"]:
+        summary["tokens_per_second"] = median(result["speed"]["tokens_per_second"] for result in results.values())
+        summary["seconds"] = fmean(result["speed"]["seconds"] for result in results.values())
     if study["threshold"] is not None:
         summary["steps_to_threshold"] = [steps_to(curve, study["threshold"]) for curve in curves]
     return summary
@@ -105,6 +111,11 @@ def spread(values: Iterable[float | None]) -> dict[str, Any]:
     if None in values:
         return {"values": values, "mean": None, "lowest": None, "highest": None}
     return {"values": values, "mean": fmean(values), "lowest": min(values), "highest": max(values)}  # type: ignore
+
+
+def spread_each(values: list[Any]) -> Any:
+    """`spread` of numbers, or of the numbers at each place of lists."""
+    return [spread(each) for each in zip(*values, strict=True)] if isinstance(values[0], list) else spread(values)
 
 
 def steps_to(curve: dict[str, Any], threshold: float) -> int | None:

@@ -1,7 +1,9 @@
 """TASKS: what models are trained for, by the name that `kind` takes."""
 
 from .base import Task
-from .language import CausalLM, MaskedLM
+from .labelled import Classification, Regression, TokenClassification
+from .language import CausalLM, GrowingMaskedLM, MaskedLM, MaskedLMByPlace
+from .probes import PositionProbes
 from .right_answer import (
     Copy,
     DyckDepth,
@@ -15,7 +17,13 @@ from .right_answer import (
 
 TASKS: dict[str, type[Task]] = {
     "masked_lm": MaskedLM,
+    "growing_masked_lm": GrowingMaskedLM,
+    "masked_lm_by_place": MaskedLMByPlace,
+    "position_probes": PositionProbes,
     "causal_lm": CausalLM,
+    "classification": Classification,
+    "regression": Regression,
+    "token_classification": TokenClassification,
     "copy": Copy,
     "reverse": Reverse,
     "token_at_distance": TokenAtDistance,

@@ -8,8 +8,11 @@ from typing import Any, ClassVar
 import torch
 from huggingface_hub.dataclasses import strict
 from torch.utils.data import Dataset
+from transformers import PreTrainedModel
 
 Example = dict[str, torch.Tensor]
+NO_LABEL = -100
+"""Where nothing is asked for; the losses of transformers leave it out."""
 
 
 class Examples(Dataset):
@@ -43,8 +46,10 @@ class Task:
     metric: ClassVar[str] = "loss"
     """What the report compares, a key of what `scores` returns."""
     higher_is_better: ClassVar[bool] = False
+    shown: ClassVar[tuple[str, ...]] = ()
+    """Further keys of what `scores` and `measure` return that the report's table shows."""
     compute_metrics: ClassVar[Any] = None
-    """Trainer's function of what is measured beside the loss, from the most probable classes; None for nothing."""
+    """Trainer's function of what is measured beside the loss, from what `predictions` keeps; None for nothing."""
 
     def check(self) -> None:
         """Raises ValueError with one sentence where settings do not fit each other."""
@@ -75,13 +80,31 @@ class Task:
         """What makes batches of examples; the same examples give the same batch."""
         raise NotImplementedError
 
-    def scores(self, metrics: dict[str, float]) -> dict[str, float]:
-        """All that is reported of an evaluation, from Trainer's metrics without their prefix."""
+    def evaluation_batch(self, length: int, training_batch: int) -> int:
+        """How many test sequences of `length` tokens are measured at a time; `training_batch` of a training step."""
+        return training_batch
+
+    def predictions(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """What is kept of a batch's logits for `compute_metrics`: the most probable classes."""
+        return logits.argmax(-1)
+
+    def scores(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """All that is reported of an evaluation, numbers or lists of them, from Trainer's metrics without prefix."""
         return {"loss": metrics["loss"]}
+
+    def measure(self, model: PreTrainedModel) -> dict[str, Any]:
+        """What else is reported of the finished model beside its validation scores, numbers or lists of them."""
+        return {}
 
     def baseline(self) -> dict[str, float]:
         """The scores, as far as they are known, of a model that knows frequencies only."""
         return {}
+
+
+def epochs(size: int, seed: int, number: int) -> torch.Tensor:
+    """(number,): which of `size` examples come one after the other, all of them in each epoch, in the seed's order."""
+    orders = [torch.randperm(size, generator=seeded(seed, epoch)) for epoch in range(-(-number // size))]
+    return torch.cat(orders)[:number]
 
 
 def seeded(*numbers: int) -> torch.Generator:

@@ -3,23 +3,22 @@
 import json
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
+from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
-    PerceiverTokenizer,
     default_data_collator,
 )
 
 from ...masking import BatchSeededMasking
-from .base import Example, Examples, Task, seeded
+from .base import NO_LABEL, Example, Examples, epochs
+from .byte_files import ByteFiles
 
 
 def read_text(path: Path) -> str:
@@ -32,30 +31,22 @@ def read_text(path: Path) -> str:
 
 @strict
 @dataclass
-class BytesTask(Task):
+class BytesTask(ByteFiles):
     """Windows of bytes, cut from the texts one after the other and shuffled anew in each epoch.
 
+    The files are texts, or .jsonl whose rows have a `text`.
+
     Args:
-        train, validation: text files, or .jsonl files whose rows have a `text`; relative to the study's folder, or else
-            to the working directory.
         validation_tokens: the model is measured on so many bytes at most, spread over the validation text.
     """
 
-    train: list[str] = field(default_factory=list)
-    validation: list[str] = field(default_factory=list)
     validation_tokens: int = 65536
 
     def check(self):
         super().check()
-        for name in ("train", "validation"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} names no file; bytes are read from one at least.")
         longest = max(self.length, *self.test_lengths, 1)
         if self.validation_tokens < longest:
             raise ValueError(f"validation_tokens is {self.validation_tokens}; the longest window has {longest}.")
-
-    def files(self):
-        return [*self.train, *self.validation]
 
     def load(self, paths):
         self.bytes = {}
@@ -66,26 +57,9 @@ class BytesTask(Task):
             if len(self.bytes[split]) < longest:
                 raise ValueError(f"{split} has {len(self.bytes[split])} bytes; one window alone has {longest}.")
 
-    @cached_property
-    def tokenizer(self) -> PerceiverTokenizer:
-        return PerceiverTokenizer()
-
-    def encode(self, text: str) -> torch.Tensor:
-        """What the tokenizer gives without special tokens, one number a byte; it would take a second a megabyte."""
-        special = len(self.tokenizer) - 256
-        return torch.from_numpy(np.frombuffer(text.encode(), np.uint8).astype(np.int64) + special)
-
-    def config(self):
-        return {
-            "vocab_size": len(self.tokenizer),
-            "pad_token_id": self.tokenizer.pad_token_id,
-            "max_position_embeddings": self.length,
-        }
-
     def training(self, seed, number):
         windows = self.bytes["train"].unfold(0, self.length, self.length)
-        epochs = -(-number // len(windows))
-        order = torch.cat([torch.randperm(len(windows), generator=seeded(seed, epoch)) for epoch in range(epochs)])
+        order = epochs(len(windows), seed, number)
         return Examples(number, lambda i: self.example(windows[order[i]]))
 
     def evaluation(self, length=None) -> Dataset:
@@ -128,6 +102,91 @@ class MaskedLM(BytesTask):
 
     def collator(self):
         return BatchSeededMasking(self.tokenizer, mlm_probability=self.mlm_probability)
+
+
+class CutAndMask(BatchSeededMasking):
+    """Cuts the examples of a batch into windows of the size that the first of them names, and masks those."""
+
+    def torch_call(self, examples):
+        window = int(examples[0].get("window", len(examples[0]["input_ids"])))
+        keys = ("input_ids", "special_tokens_mask")
+        return super().torch_call(
+            [
+                dict(zip(keys, pieces, strict=True))
+                for example in examples
+                for pieces in zip(*(example[key].split(window) for key in keys), strict=True)
+            ]
+        )
+
+
+@strict
+@dataclass
+class GrowingMaskedLM(MaskedLM):
+    """As `masked_lm`, in windows that grow while it trains, as BERT's did; it is measured in those of `length`.
+
+    A step has the same bytes in every phase: a batch of windows of `length` is cut into shorter ones, (B, length) to
+    (B * length / window, window).
+
+    Args:
+        windows: the sizes one after the other, for as many steps each; they divide `length` and end with it.
+    """
+
+    windows: list[int] = field(default_factory=list)
+
+    def check(self):
+        super().check()
+        grows = self.windows == sorted({*self.windows})
+        if not (grows and self.windows and self.windows[-1] == self.length and self.windows[0] > 0):
+            raise ValueError(
+                f"windows is {self.windows}; they must grow from 1 or more and end with length={self.length}."
+            )
+        if odd := [window for window in self.windows if self.length % window]:
+            raise ValueError(f"windows has {odd[0]}, which does not divide length={self.length}.")
+
+    def training(self, seed, number):
+        """An example tells the window of its phase."""
+        whole = super().training(seed, number)
+        phases = len(self.windows)
+        return Examples(number, lambda i: {**whole[i], "window": torch.tensor(self.windows[i * phases // number])})
+
+    def collator(self):
+        return CutAndMask(self.tokenizer, mlm_probability=self.mlm_probability)
+
+
+@strict
+@dataclass
+class MaskedLMByPlace(MaskedLM):
+    """As `masked_lm`, with the loss by the place of a byte in its window: `loss_by_place`, a number for each part.
+
+    Args:
+        parts: into how many equal parts windows are divided.
+    """
+
+    parts: int = 16
+
+    def check(self):
+        super().check()
+        for length in (self.length, *self.test_lengths):
+            if self.parts < 1 or length % self.parts:
+                raise ValueError(f"parts is {self.parts}; it must divide all lengths, and one is {length}.")
+
+    def evaluation_batch(self, length, training_batch):
+        """As many bytes as a training step has, or one window."""
+        return max(1, training_batch * self.length // length)
+
+    def predictions(self, logits, labels):
+        """(B, L, V), (B, L) -> (B, L): the loss of each byte, 0 where none is asked for."""
+        return cross_entropy(logits.transpose(1, 2).float(), labels, ignore_index=NO_LABEL, reduction="none")
+
+    def compute_metrics(self, prediction):
+        losses, asked = (
+            torch.as_tensor(x, dtype=torch.float64).unflatten(1, (self.parts, -1)).sum((0, 2))
+            for x in (prediction.predictions, prediction.label_ids != NO_LABEL)
+        )
+        return {"loss_by_place": (losses / asked).tolist()}
+
+    def scores(self, metrics):
+        return {key: metrics[key] for key in ("loss", "loss_by_place") if key in metrics}
 
 
 @strict
