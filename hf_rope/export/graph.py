@@ -1,0 +1,78 @@
+"""to_onnx: a model's forward as an ONNX graph, which takes any batch and any length that the model takes."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from onnxscript import ir
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..model.modeling_hf_rope import HfRopeForMultipleChoice
+
+SIZES = {"batch_size": 2, "num_choices": 3, "sequence_length": 7}
+"""The dimensions of the inputs, any size of which the graph takes, and the sizes of the batch that it is made from."""
+LARGE = 3 * 2**29
+"""Bytes of weights above which they go to a file of their own, since an ONNX file holds 2 GiB at most."""
+
+
+class Outputs(nn.Module):
+    """A model as a function from named tensors to some of its outputs, which is what a graph can be made of."""
+
+    def __init__(self, model: PreTrainedModel, names: list[str]):
+        super().__init__()
+        self.model, self.names = model, names
+        self.settings = {"use_cache": False} if model.config.is_decoder else {}
+
+    def forward(self, input_ids, attention_mask, token_type_ids=None) -> tuple[torch.Tensor, ...]:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        output = self.model(**inputs, **self.settings)
+        return tuple(output[name] for name in self.names)
+
+
+def to_onnx(model: PreTrainedModel, path: Path) -> None:
+    """Writes a model's graph: what comes out at real tokens is what the model gives.
+
+    Inputs are `input_ids` and `attention_mask`, (B, L) int64, or (B, choices, L) for multiple choice, and
+    `token_type_ids` where the model has two types or more. Outputs have the names that transformers gives them, without
+    the encoder's `pooler_output`: `last_hidden_state`, `logits`, or `start_logits` and `end_logits`. Position ids are
+    counted in the graph, from the first real token. A decoder's graph has no cache. Weights of more than 1.5 GiB go to
+    `path` with "_data" at its end.
+
+    Args:
+        model: in eval mode, on a CPU and in the dtype that the graph is to have.
+        path: the file to write.
+
+    Raises:
+        ValueError: the model attends to an encoder's states, or is in training mode.
+    """
+    config = model.config
+    if config.add_cross_attention:
+        raise ValueError(
+            "The model has add_cross_attention=True and attends to an encoder's states, which are no input of the "
+            "graph: export its encoder, or a decoder without cross-attention."
+        )
+    if model.training:
+        raise ValueError("The model is in training mode, and dropout would be in the graph: call model.eval() first.")
+    dimensions = [name for name in SIZES if name != "num_choices" or isinstance(model, HfRopeForMultipleChoice)]
+    limits = {"sequence_length": model.base_model.position.max_length}
+    dynamic = {place: torch.export.Dim(name, max=limits.get(name)) for place, name in enumerate(dimensions)}
+    ids = torch.zeros([min(SIZES[name], limits.get(name) or SIZES[name]) for name in dimensions], dtype=torch.long)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if config.type_vocab_size > 1:
+        inputs["token_type_ids"] = torch.zeros_like(ids)
+    names = output_names(model, inputs)
+    settings: dict[str, Any] = {"dynamic_shapes": dict.fromkeys(inputs, dynamic), "output_names": names}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program: Any = torch.onnx.export(Outputs(model, names), kwargs=inputs, dynamo=True, verbose=False, **settings)
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    ir.save(program.model, path, external_data=f"{path.name}_data" if size > LARGE else None)
+
+
+@torch.no_grad()
+def output_names(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> list[str]:
+    """The names of the tensors that the model gives, but for the pooler's."""
+    output = model(**inputs, **Outputs(model, []).settings)
+    return [name for name, x in output.items() if isinstance(x, torch.Tensor) and name != "pooler_output"]
