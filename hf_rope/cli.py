@@ -3,8 +3,6 @@
 `hf-rope inspect` is in cli_inspect.py, `hf-rope compare` in cli_compare.py, `hf-rope export` in cli_export.py.
 """
 
-import re
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -116,10 +114,8 @@ def show(report: Report, target: Path) -> None:
     for column in ("tensor", "number", "what", "why"):
         table.add_column(column)
     table.add_row("all others", str(report.copied), "copied", "")
-    for what, tensors in (("dropped", report.dropped), ("new", report.new)):
-        rows = Counter((re.sub(r"\.\d+(?=\.)", ".*", name), why) for name, why in tensors.items())
-        for (name, why), count in rows.items():
-            table.add_row(name, str(count), what, why)
+    for name, count, what, why in report.rows():
+        table.add_row(name, str(count), what, why)
     console = Console()
     console.print(table)
     for note in [*report.notes, f"Written to {target}."]:

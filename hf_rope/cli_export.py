@@ -65,6 +65,6 @@ def show(exported: Any, target: Path) -> None:
         )
     if exported.cosine is not None:
         notes.append(f"The least cosine of the int8 graph with the model is {exported.cosine:.4f}.")
-    notes += [f"Dropped: {name}, {why}." for name, why in report.dropped.items()]
+    notes += [f"The conversion's {what} tensors: {name} ({count}), {why}." for name, count, what, why in report.rows()]
     for note in [*notes, *report.notes, f"Written to {target}."]:
         console.print(note, markup=False, highlight=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
 from ..convert import Report, convert
 from ..convert.check import LIMIT, equal
@@ -123,10 +124,11 @@ def export(
 
 
 def save_config(model: PreTrainedModel, folder: Path) -> None:
-    """config.json as a saved model has it, with the configuration's code."""
+    """config.json, with the configuration's code; whole, since text-embeddings-inference asks for labels by default."""
     model.config.architectures = [type(model).__name__]
     model.config.dtype = model.dtype
     model.config.save_pretrained(folder)
+    model.config.to_json_file(folder / CONFIG_NAME, use_diff=False)
 
 
 def to_int8(graph: Path, path: Path) -> None:

@@ -23,12 +23,16 @@ class Outputs(nn.Module):
     def __init__(self, model: PreTrainedModel, names: list[str]):
         super().__init__()
         self.model, self.names = model, names
-        self.settings = {"use_cache": False} if model.config.is_decoder else {}
 
     def forward(self, input_ids, attention_mask, token_type_ids=None) -> tuple[torch.Tensor, ...]:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        output = self.model(**inputs, **self.settings)
+        output = self.model(**inputs, **without_cache(self.model))
         return tuple(output[name] for name in self.names)
+
+
+def without_cache(model: PreTrainedModel) -> dict[str, bool]:
+    """The keyword with which a decoder keeps nothing; an encoder has none."""
+    return {"use_cache": False} if model.config.is_decoder else {}
 
 
 def to_onnx(model: PreTrainedModel, path: Path) -> None:
@@ -74,5 +78,5 @@ def to_onnx(model: PreTrainedModel, path: Path) -> None:
 @torch.no_grad()
 def output_names(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> list[str]:
     """The names of the tensors that the model gives, but for the pooler's."""
-    output = model(**inputs, **Outputs(model, []).settings)
+    output = model(**inputs, **without_cache(model))
     return [name for name, x in output.items() if isinstance(x, torch.Tensor) and name != "pooler_output"]
