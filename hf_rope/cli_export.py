@@ -33,7 +33,8 @@ def export(
     package = export_package()
     stages = package.stages(int8, check)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(stages[0], total=len(stages))
 
         def show_stage(stage: str) -> None:

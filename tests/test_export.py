@@ -1,11 +1,14 @@
 """`hf-rope export`: a folder that ONNX Runtime computes as the model does, or nothing."""
 
+import itertools
 import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -15,18 +18,24 @@ from sentence_transformers.sentence_transformer import modules
 
 import hf_rope
 from heads import HEADS
-from helpers import CASES, FEW, over, tiny_config, tiny_model, token_ids
+from helpers import CASES, FEW, tiny_model, token_ids
 from hf_rope.convert.check import difference, equal
 from hf_rope.export import export, to_onnx
-from hf_rope.export.folder import GRAPH, INT8
+from hf_rope.export.folder import GRAPH, INT8, save_config
 from hf_rope.export.session import Session, least_cosine
 from hf_rope.export.texts import BATCHES, TEXTS, make_batches
 from native_models import MASKED, SIZES, command, native, refused, save_with_tokenizer
 from pages import ROOT, to_run
 
 SENTENCES = ["a rotary one turn", "keys", "short and short and short keys . a one"]
-EXPORTED = {name: head for name, head in HEADS.items() if name not in ("pre-training", "multi-label", "many-regressions")}
+EXPORTED = {
+    name: head for name, head in HEADS.items() if name not in ("pre-training", "multi-label", "many-regressions")
+}
 """One of the heads that have the same outputs."""
+IN_TURN = dict(zip(CASES, itertools.cycle(EXPORTED), strict=False))
+ROWS = [*IN_TURN.items(), *(("rotary", head) for head in EXPORTED if head != IN_TURN["rotary"])]
+"""Every scheme and variant with some head, and one scheme with every head: a graph takes seconds to make."""
+QUICK = [(case, IN_TURN[case]) for case in FEW]
 WITHOUT_TORCH = """
 import json, sys
 for name in ("torch", "transformers", "hf_rope", "sentence_transformers"):
@@ -109,9 +118,13 @@ def test_the_pages_script_embeds_without_torch(exported, tmp_path):
 
 
 def test_the_int8_graph_is_smaller_and_other_numbers(exported):
-    """Or a check of it would say nothing."""
+    """Or a check of it would say nothing. Of each layer's six products with weights one stays as it was."""
     target = exported[2]
     assert (target / INT8).stat().st_size < 0.8 * (target / GRAPH).stat().st_size
+    graph = onnx.load(target / INT8).graph
+    weights = {x.name for x in graph.initializer}
+    kinds = Counter(node.op_type for node in graph.node if node.op_type != "MatMul" or node.input[1] in weights)
+    assert (kinds["MatMulInteger"], kinds["MatMul"]) == (5 * SIZES["num_hidden_layers"], SIZES["num_hidden_layers"])
     one, other = (Session(target / file) for file in (GRAPH, INT8))
     ids = torch.randint(0, 14, (2, 9))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
@@ -126,11 +139,11 @@ def test_texts_are_of_the_data_that_ships():
 
 
 def test_batches_have_padding_several_lengths_and_pairs(exported):
-    model = hf_rope.HfRopeModel(tiny_config("rotary"))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(exported[1])
+    model = tiny_model("rotary")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported[1], model_max_length=512)
     batches = make_batches(model, tokenizer, ["input_ids", "attention_mask", "token_type_ids"])
     shapes = {name: tuple(batch["input_ids"].shape) for name, batch in batches.items()}
-    assert shapes == {"one": (1, 23), "short": (8, 32), "pairs": (4, 32), "middle": (8, 128), "long": (4, 512)}
+    assert shapes == {"one": (1, 32), "short": (8, 32), "pairs": (4, 32), "middle": (8, 128), "long": (4, 512)}
     for name, batch in batches.items():
         assert bool(batch["attention_mask"].all()) == (name == "one")
         assert bool(batch["token_type_ids"].any()) == (name == "pairs")
@@ -142,7 +155,9 @@ def test_without_a_tokenizer_ids_are_drawn_within_the_table(exported):
     assert all(not bool(batch["attention_mask"].all()) for batch in batches.values() if len(batch["input_ids"]) > 1)
 
 
-@over(case=CASES, head=EXPORTED, quick=FEW)
+@pytest.mark.parametrize(
+    ("case", "head"), [pytest.param(*row, marks=() if row in QUICK else pytest.mark.full) for row in ROWS]
+)
 def test_a_graph_gives_what_the_model_gives(case, head, tmp_path):
     """In any batch of any length, padded on either side or not."""
     model = EXPORTED[head].build(case, num_hidden_layers=1)
@@ -165,6 +180,30 @@ def test_a_graph_gives_what_the_model_gives(case, head, tmp_path):
 def test_a_graph_without_token_types_does_not_ask_for_them(tmp_path):
     to_onnx(tiny_model("none", type_vocab_size=1, num_hidden_layers=1), tmp_path / "model.onnx")
     assert Session(tmp_path / "model.onnx").inputs == ["input_ids", "attention_mask"]
+
+
+@pytest.mark.full
+def test_large_weights_lie_beside_the_graph(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_rope.export.graph.LARGE", 0)
+    model = tiny_model("rotary", num_hidden_layers=1)
+    to_onnx(model, tmp_path / "model.onnx")
+    assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "model.onnx_data"}
+    ids = token_ids(2, 9)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": ids % 2}
+    assert equal(*difference(model, Session(tmp_path / "model.onnx"), batch))
+
+
+def test_config_is_what_was_exported_and_names_the_labels(tmp_path):
+    """text-embeddings-inference asks a classifier for them, also where they are the default ones."""
+    model = tiny_model("rotary", hf_rope.HfRopeForSequenceClassification)
+    save_config(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["id2label"] == {"0": "LABEL_0", "1": "LABEL_1"}
+    assert config["label2id"] == {"LABEL_0": 0, "LABEL_1": 1}
+    assert config["architectures"] == ["HfRopeForSequenceClassification"]
+    assert (config["max_position_embeddings"], config["pad_token_id"]) == (64, 0)
+    loaded = transformers.AutoConfig.from_pretrained(tmp_path, trust_remote_code=True)
+    assert loaded.to_dict() == {**model.config.to_dict(), "_name_or_path": str(tmp_path)}
 
 
 # Refusals: nothing is written.

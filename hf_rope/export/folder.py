@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
@@ -15,6 +14,7 @@ from ..convert.check import LIMIT, equal
 from ..convert.checkpoint import read_tokenizer, sentence_transformer_files
 from ..folders import check_free, new_folder, save_beside
 from .graph import to_onnx
+from .int8 import to_int8
 from .session import Session, greatest_difference, least_cosine, texts_per_second
 from .texts import make_batches
 
@@ -129,11 +129,6 @@ def save_config(model: PreTrainedModel, folder: Path) -> None:
     model.config.dtype = model.dtype
     model.config.save_pretrained(folder)
     model.config.to_json_file(folder / CONFIG_NAME, use_diff=False)
-
-
-def to_int8(graph: Path, path: Path) -> None:
-    """Weights of matrix products and embeddings in int8, activations in uint8 by each batch's own range."""
-    quantize_dynamic(graph, path, weight_type=QuantType.QInt8)
 
 
 def pools_first(others: dict[str, Path]) -> bool:
