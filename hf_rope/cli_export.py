@@ -47,7 +47,7 @@ def export(
 def show(exported: Any, target: Path) -> None:
     """Prints a row for each file and for PyTorch, what was found, and what else there is to know."""
     report, console = exported.report, Console()
-    table = Table(title=f"{report.source} -> ONNX of {report.target}, positions {report.scheme!r}")
+    table = Table(title=f"{report.source} -> ONNX")
     for column in ("file", "size", "texts/s"):
         table.add_column(column, justify="left" if column == "file" else "right")
     for name in (*exported.sizes, "PyTorch"):
