@@ -21,7 +21,7 @@ from heads import HEADS
 from helpers import CASES, FEW, tiny_model, token_ids
 from hf_rope.convert.check import difference, equal
 from hf_rope.export import export, to_onnx
-from hf_rope.export.folder import GRAPH, INT8, save_config
+from hf_rope.export.folder import GRAPH, INT8, pools_first, save_config
 from hf_rope.export.session import Session, least_cosine
 from hf_rope.export.texts import BATCHES, TEXTS, make_batches
 from native_models import MASKED, SIZES, command, native, refused, save_with_tokenizer
@@ -199,6 +199,29 @@ def test_config_is_what_was_exported_and_names_the_labels(tmp_path):
     assert (config["max_position_embeddings"], config["pad_token_id"]) == (64, 0)
     loaded = transformers.AutoConfig.from_pretrained(tmp_path, trust_remote_code=True)
     assert loaded.to_dict() == {**model.config.to_dict(), "_name_or_path": str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "first"),
+    [
+        ({"pooling_mode": "cls"}, True),
+        ({"pooling_mode": "mean"}, False),
+        ({"pooling_mode_cls_token": True}, True),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, False),
+    ],
+)
+def test_embeddings_are_compared_as_the_source_pools(settings, first, tmp_path):
+    """By either form of sentence-transformers' file; what is right at first tokens alone is right by one."""
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert pools_first({"1_Pooling/config.json": tmp_path / "config.json", "modules.json": tmp_path}) == first
+    model, ids = tiny_model("none"), token_ids(2, 5)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def broken(**batch):
+        x = model(**batch).last_hidden_state
+        return {"last_hidden_state": torch.cat([x[:, :1], -x[:, 1:]], dim=1)}
+
+    assert (least_cosine(model, broken, [batch], first) > 0.999) == first
 
 
 # Refusals: nothing is written.

@@ -53,7 +53,7 @@ def to_onnx(model: PreTrainedModel, path: Path) -> None:
     Raises:
         ValueError: the model attends to an encoder's states, or is in training mode.
     """
-    config = model.config
+    config: Any = model.config
     if config.add_cross_attention:
         raise ValueError(
             "The model has add_cross_attention=True and attends to an encoder's states, which are no input of the "
@@ -62,7 +62,8 @@ def to_onnx(model: PreTrainedModel, path: Path) -> None:
     if model.training:
         raise ValueError("The model is in training mode, and dropout would be in the graph: call model.eval() first.")
     dimensions = [name for name in SIZES if name != "num_choices" or isinstance(model, HfRopeForMultipleChoice)]
-    limits = {"sequence_length": model.base_model.position.max_length}
+    base: Any = model.base_model
+    limits: dict[str, int | None] = {"sequence_length": base.position.max_length}
     dynamic = {place: torch.export.Dim(name, max=limits.get(name)) for place, name in enumerate(dimensions)}
     ids = torch.zeros([min(SIZES[name], limits.get(name) or SIZES[name]) for name in dimensions], dtype=torch.long)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

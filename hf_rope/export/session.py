@@ -53,9 +53,11 @@ def least_cosine(model: PreTrainedModel, session: Session, batches: Iterable[Bat
     least = 1.0
     for batch in batches:
         expected, found = model(**batch), session(**batch)
-        for name, x in found.items():
-            pairs = zip(*(vectors(name, y, batch["attention_mask"], first) for y in (expected[name], x)), strict=True)
-            cosines = torch.stack([torch.cosine_similarity(*pair, dim=0) for pair in pairs])
+        for name, output in found.items():
+            pairs = zip(
+                *(vectors(name, y, batch["attention_mask"], first) for y in (expected[name], output)), strict=True
+            )
+            cosines = torch.stack([torch.cosine_similarity(x, y, dim=0) for x, y in pairs])
             least = min(least, float(cosines.nan_to_num(nan=-1.0).min()))
     return least
 

@@ -27,7 +27,8 @@ def make_batches(
     Without a tokenizer, or with one that does not pad, they have random ids. For multiple choice two texts that follow
     each other are the choices.
     """
-    longest = model.base_model.position.max_length
+    base: Any = model.base_model
+    longest: int | None = base.position.max_length
     batches = {}
     for name, (length, texts) in BATCHES.items():
         length = min(length, longest or length)
