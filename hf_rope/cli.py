@@ -1,13 +1,8 @@
 """`hf-rope convert SRC DST`: a native checkpoint as an hf_rope one with its code; `hf-rope to-native SRC DST`: back.
 
-`hf-rope inspect` is in cli_inspect.py, `hf-rope compare` in cli_compare.py.
+`hf-rope inspect` is in cli_inspect.py, `hf-rope compare` in cli_compare.py, `hf-rope export` in cli_export.py.
 """
 
-import os
-import re
-import shutil
-import tempfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -20,12 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typer.core import TyperGroup
 
 from . import cli_compare
+from .cli_export import export
 from .cli_inspect import inspect
 from .convert import Report
 from .convert import convert as convert_checkpoint
 from .convert import to_native as checkpoint_to_native
 from .convert.check import LIMIT, check_against_source, equal
 from .convert.checkpoint import read_tokenizer, sentence_transformer_files
+from .folders import check_free, new_folder, save_beside
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A folder or a name on the Hub.")]
 Target = Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; new or empty.")]
@@ -47,6 +44,7 @@ class Commands(TyperGroup):
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(inspect)
+app.command()(export)
 app.add_typer(cli_compare.app, name="compare")
 
 
@@ -78,8 +76,7 @@ def to_native(source: Source, target: Target, check: Check = False) -> None:
 
 def run(make: Callable[[], tuple[PreTrainedModel, Report]], source: str, target: Path, check: bool) -> None:
     """All of a command; raises where something does not fit, and has then written nothing."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} exists and is not an empty folder: choose another, or remove it first.")
+    check_free(target)
     model, report = make()
     tokenizer = read_tokenizer(source)
     if tokenizer is None:
@@ -104,23 +101,10 @@ def run(make: Callable[[], tuple[PreTrainedModel, Report]], source: str, target:
 def write(
     target: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, others: dict[str, Path]
 ) -> None:
-    """Saves into a folder beside the target and renames it, so that the target is complete or not there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    """Saves all of a checkpoint, so that the target is complete or not there."""
+    with new_folder(target) as folder:
         model.save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-        for name, path in others.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / name)
-        folder.chmod(0o755)
-        if target.exists():
-            target.rmdir()
-        os.rename(folder, target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        save_beside(folder, tokenizer, others)
 
 
 def show(report: Report, target: Path) -> None:
@@ -130,10 +114,8 @@ def show(report: Report, target: Path) -> None:
     for column in ("tensor", "number", "what", "why"):
         table.add_column(column)
     table.add_row("all others", str(report.copied), "copied", "")
-    for what, tensors in (("dropped", report.dropped), ("new", report.new)):
-        rows = Counter((re.sub(r"\.\d+(?=\.)", ".*", name), why) for name, why in tensors.items())
-        for (name, why), count in rows.items():
-            table.add_row(name, str(count), what, why)
+    for name, count, what, why in report.rows():
+        table.add_row(name, str(count), what, why)
     console = Console()
     console.print(table)
     for note in [*report.notes, f"Written to {target}."]:

@@ -25,6 +25,7 @@ PRINTS = {
     "docs/compare.md": ["Which of three schemes", "report.md, results.json, study.json"],
     "docs/convert.md": ["HfRopeForMaskedLM learned", "BertForMaskedLM", "Written to my-bert-again."],
     "docs/decoders.md": ["tensor([[", "torch.Size([1, 8, 1000])"],
+    "docs/export.md": ["onnx/model_quantized.onnx", "Written to my-onnx.", "(2, 64)"],
     "docs/hub.md": ["fill-mask"],
     "docs/inspect.md": ["Declared shift invariant", "long_term_decay.png"],
     "docs/layout.md": ["tensor(True)"],

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import evaluate
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from datasets import Dataset, load_dataset
@@ -240,25 +239,14 @@ def shapes(encoded, tokenizer) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 @pytest.mark.full
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_an_exported_graph_and_onnx_runtime_take_any_batch_and_length(scheme, shapes, tmp_path, record_property):
-    model, names = (
-        Logits(tiny_model(scheme, HfRopeForMaskedLM, num_hidden_layers=1)).eval(),
-        ["input_ids", "attention_mask"],
-    )
+def test_an_exported_graph_takes_any_batch_and_length(scheme, shapes):
+    model = Logits(tiny_model(scheme, HfRopeForMaskedLM, num_hidden_layers=1)).eval()
     program = torch.export.export(model, shapes[0], dynamic_shapes=(DYNAMIC, DYNAMIC))
-    onnx = torch.onnx.export(program, dynamo=True, input_names=names, verbose=False)
-    onnx.save(tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
-    greatest = 0.0
     for inputs in shapes:
         real = inputs[1].bool()
         with torch.no_grad():
             expected = model(*inputs)[real]
         torch.testing.assert_close(program.module()(*inputs)[real], expected, rtol=1e-4, atol=1e-4)
-        (found,) = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
-        greatest = max(greatest, (torch.from_numpy(found)[real] - expected).abs().max().item())
-    record_property("onnxruntime, greatest difference", greatest)
-    assert greatest < 1e-4
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -19,7 +19,7 @@ from hf_rope import SCHEMES
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {
-    "hf_rope": {"inspect", "compare", "ray", "dask"},
+    "hf_rope": {"inspect", "compare", "ray", "dask", "export"},
     "examples": {"examples", "chinese"},
     "benchmarks": {"benchmarks"},
     "tests": {"tests"},

@@ -1,6 +1,7 @@
 """How far two models' outputs are apart, on text or on random ids."""
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ TEXTS = (
     "Rotary embeddings turn queries and keys by an angle that grows with the position.",
     "A short one.",
 )
+Forward = Callable[..., Mapping[str, Any]]
+"""A model, or anything else that takes a batch and returns outputs by name, in a model's order."""
 LIMIT = 1e-5
 """The greatest difference that counts as equal, for outputs up to 1; for larger ones, as many times more."""
 
@@ -39,17 +42,18 @@ def sample(config, tokenizer=None, head: str = "Model") -> dict[str, torch.Tenso
 
 
 @torch.no_grad()
-def difference(one: PreTrainedModel, other: PreTrainedModel, batch: dict[str, Any]) -> tuple[float, float]:
+def difference(one: Forward, other: Forward, batch: dict[str, Any]) -> tuple[float, float]:
     """The greatest difference of the outputs that both have, and the greatest size of the first's.
 
-    Hidden states and logits of tokens are compared at real tokens only.
+    Hidden states and logits of tokens are compared at real tokens only. What is not a number is infinitely far.
     """
     mask = batch.get("attention_mask")
     greatest, size = 0.0, 0.0
     for x, y in zip(*(tensors(model(**batch)) for model in (one, other)), strict=False):
         if mask is not None and x.shape[: mask.ndim] == mask.shape:
             x, y = x[mask.bool()], y[mask.bool()]
-        greatest, size = max(greatest, float((x - y).abs().max())), max(size, float(x.abs().max()))
+        distance = (x - y).abs().nan_to_num(nan=float("inf"))
+        greatest, size = max(greatest, float(distance.max())), max(size, float(x.abs().max()))
     return greatest, size
 
 

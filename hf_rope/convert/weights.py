@@ -1,5 +1,7 @@
 """The tensors of an hf_rope model: their names, rotary's two orders of them, and what a conversion did with each."""
 
+import re
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
@@ -45,6 +47,13 @@ class Report:
     new: dict[str, str] = field(default_factory=dict)
     needs_training: bool = False
     notes: list[str] = field(default_factory=list)
+
+    def rows(self) -> list[tuple[str, int, str, str]]:
+        """The tensors that were not copied: name, how many, dropped or new, why; those of all layers are one row."""
+        found: Counter[tuple[str, str, str]] = Counter()
+        for what, tensors in (("dropped", self.dropped), ("new", self.new)):
+            found.update((re.sub(r"\.\d+(?=\.)", ".*", name), what, why) for name, why in tensors.items())
+        return [(name, count, what, why) for (name, what, why), count in found.items()]
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
