@@ -34,6 +34,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_rope import HfRopeConfig, param_groups
+from hf_rope.precision import training_precision
 from loading import (
     DataArguments,
     describe_precision,
@@ -41,7 +42,6 @@ from loading import (
     load_tokenizer,
     parse_overrides,
     require_fresh,
-    training_precision,
 )
 
 

@@ -1,12 +1,9 @@
 """`hf-rope convert SRC DST`: a native checkpoint as an hf_rope one with its code; `hf-rope to-native SRC DST`: back.
 
-`hf-rope inspect` is in cli_inspect.py, `hf-rope compare` in cli_compare.py.
+`hf-rope inspect` is in cli_inspect.py, `hf-rope compare` in cli_compare.py, `hf-rope retrofit` in cli_retrofit.py.
 """
 
-import os
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,16 +13,18 @@ import transformers
 import typer
 from rich.console import Console
 from rich.table import Table
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from typer.core import TyperGroup
 
 from . import cli_compare
 from .cli_inspect import inspect
+from .cli_retrofit import retrofit
 from .convert import Report
 from .convert import convert as convert_checkpoint
 from .convert import to_native as checkpoint_to_native
 from .convert.check import LIMIT, check_against_source, equal
 from .convert.checkpoint import read_tokenizer, sentence_transformer_files
+from .folders import check_free, new_folder, save_beside
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A folder or a name on the Hub.")]
 Target = Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; new or empty.")]
@@ -47,6 +46,7 @@ class Commands(TyperGroup):
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(inspect)
+app.command()(retrofit)
 app.add_typer(cli_compare.app, name="compare")
 
 
@@ -78,8 +78,7 @@ def to_native(source: Source, target: Target, check: Check = False) -> None:
 
 def run(make: Callable[[], tuple[PreTrainedModel, Report]], source: str, target: Path, check: bool) -> None:
     """All of a command; raises where something does not fit, and has then written nothing."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} exists and is not an empty folder: choose another, or remove it first.")
+    check_free(target)
     model, report = make()
     tokenizer = read_tokenizer(source)
     if tokenizer is None:
@@ -97,30 +96,10 @@ def run(make: Callable[[], tuple[PreTrainedModel, Report]], source: str, target:
         if not equal(greatest, size):
             raise ValueError(f"{found}; {LIMIT * max(1, size):.2g} is allowed, so nothing is written.")
         report.notes.append(f"{found}.")
-    write(target, model, tokenizer, others)
-    show(report, target)
-
-
-def write(
-    target: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, others: dict[str, Path]
-) -> None:
-    """Saves into a folder beside the target and renames it, so that the target is complete or not there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with new_folder(target) as folder:
         model.save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-        for name, path in others.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / name)
-        folder.chmod(0o755)
-        if target.exists():
-            target.rmdir()
-        os.rename(folder, target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        save_beside(folder, tokenizer, others)
+    show(report, target)
 
 
 def show(report: Report, target: Path) -> None:

@@ -1,0 +1,41 @@
+"""New folders that are complete or not there, and what lies in them beside a model."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+
+def check_free(target: Path) -> None:
+    """Refuses a target that is there and is not an empty folder."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} exists and is not an empty folder: choose another, or remove it first.")
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder beside the target, to be filled and then renamed to it; removed where anything is raised inside."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        if target.exists():
+            target.rmdir()
+        os.rename(folder, target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def save_beside(folder: Path, tokenizer: PreTrainedTokenizerBase | None, others: Mapping[str, Path]) -> None:
+    """Saves the tokenizer, if any, and copies the other files to their paths in the folder."""
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    for name, path in others.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
