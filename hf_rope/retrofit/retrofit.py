@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from ..card import create_card, is_repo_id
 from ..convert import Report, convert
@@ -90,6 +90,7 @@ def retrofit(
     recipe: Recipe | None = None,
     resume: bool = False,
     progress: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Retrofitted:
     """A checkpoint under another position scheme, trained on text until it gives the states that it gave before.
 
@@ -107,6 +108,7 @@ def retrofit(
         recipe: how long, and how; None for the defaults.
         resume: go on with the last checkpoint in the folder, which was begun with the same settings.
         progress: show Trainer's progress bar.
+        callbacks: further ones for Trainer.
 
     Raises:
         ValueError: the source cannot be converted, has these positions already, has no tokenizer or another model's
@@ -132,10 +134,11 @@ def retrofit(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1))
     before = measure(student, teacher, held_out, tokenizer)
-    trainer = build_trainer(
-        student.base_model, teacher.base_model, recipe, batches, held_out, folder, progress=progress
-    )
+    trainer = build_trainer(student.base_model, teacher.base_model, recipe, batches, held_out, folder, progress)
+    for callback in callbacks:
+        trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder) if resume else None)
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # else its forward stays in bfloat16
     student.to(dtype).float().cpu().eval()
     after = measure(student, teacher.cpu(), held_out, tokenizer)
     clock = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Clock))
@@ -189,12 +192,12 @@ def check(source: str, student: PreTrainedModel, report: Report, tokenizer: PreT
 
 def long_length(recipe: Recipe, *models: PreTrainedModel) -> int:
     """Tokens of a long text; raises ValueError where a model does not read as many."""
-    limits = [limit for model in models if (limit := model.base_model.position.max_length) is not None]  # type: ignore
-    if recipe.length is None:
-        return max(recipe.short_length, min(LONGEST, *limits, LONGEST))
-    if limits and recipe.length > min(limits):
+    positions: list[Any] = [model.base_model.position for model in models]
+    limits = [position.max_length for position in positions if position.max_length is not None]
+    length = recipe.length or max(recipe.short_length, min([LONGEST, *limits]))
+    if limits and length > min(limits):
+        name = "short_length" if length == recipe.short_length else "length"
         raise ValueError(
-            f"length is {recipe.length}, and the source or the new scheme has positions for {min(limits)} tokens: "
-            "lower it, or leave it out."
+            f"{name} is {length}, and the source or the new scheme has positions for {min(limits)} tokens: lower it."
         )
-    return recipe.length
+    return length

@@ -59,7 +59,7 @@ def read(path: Path) -> str:
 
 
 def rows_of(path: Path) -> Iterator[str]:
-    for number, line in enumerate(read(path).splitlines(), start=1):
+    for number, line in enumerate(read(path).split("\n"), start=1):
         if line.strip():
             try:
                 yield json.loads(line)["text"] + ""
