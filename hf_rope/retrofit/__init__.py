@@ -4,6 +4,6 @@ Not shipped with checkpoints: what comes out is an ordinary hf_rope model.
 """
 
 from .recipe import Recipe
-from .retrofit import Retrofitted, retrofit
+from .retrofitting import Retrofitted, retrofit
 
 __all__ = ["Recipe", "Retrofitted", "retrofit"]
