@@ -40,7 +40,7 @@ class Distillation(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         model.eval()  # the teacher drops nothing, and what the student drops it could not learn
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), self.accelerator.autocast():
             wanted = self.teacher(**inputs).last_hidden_state
         outputs = model(**inputs)
         loss = difference(outputs.last_hidden_state, wanted, inputs["attention_mask"])
