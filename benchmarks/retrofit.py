@@ -122,20 +122,20 @@ class Needles:
 
 @dataclass
 class Curve(TrainerCallback):
-    """Spearman's correlation at each evaluation, with the minutes of training before it; its own are not counted."""
+    """Spearman's correlation at each evaluation, with the processor's minutes before it, its own not counted."""
 
     similarity: Similarity
     points: list[dict[str, float]] = field(default_factory=list)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.began = time.perf_counter()
+        self.began = time.process_time()
 
     def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
-        now = time.perf_counter()
+        now = time.process_time()
         spearman = self.similarity.spearman(model, fast=True)
         point = {"step": state.global_step, "minutes": (now - self.began) / 60, "spearman": spearman}
         self.points.append({**point, "loss": metrics["eval_loss"]})
-        self.began += time.perf_counter() - now
+        self.began += time.process_time() - now
 
 
 def run(scheme: str, seed: int, arguments: argparse.Namespace, similarity: Similarity, needles: Needles | None):
@@ -173,7 +173,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         (line,) = axes.plot(minutes, [statistics.mean(each) for each in values], "o-", markersize=3, label=scheme)
         axes.fill_between(minutes, [*map(min, values)], [*map(max, values)], color=line.get_color(), alpha=0.15)
     axes.axhline(results["source"]["spearman"], color="black", linestyle="--", label="source")
-    axes.set(xlabel="minutes of training", ylabel="Spearman, STS-B test")
+    axes.set(xlabel="minutes of training, of one processor", ylabel="Spearman, STS-B test")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=130)

@@ -1,9 +1,11 @@
 """training_precision: bfloat16 where this machine computes it itself."""
 
+from typing import Any
+
 import torch
 
 
-def training_precision() -> dict[str, bool]:
+def training_precision() -> dict[str, Any]:
     """TrainingArguments for bfloat16 where this machine computes it itself, as PyTorch knows it; else none."""
     if torch.cuda.is_available():
         return {"bf16": True} if torch.cuda.is_bf16_supported(including_emulation=False) else {}

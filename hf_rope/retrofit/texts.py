@@ -140,9 +140,10 @@ class Batches(Dataset):
         share = self.recipe.long_share
         return int((number + 1) * share) > int(number * share)
 
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return (self[number] for number in range(self.number))
+
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        if not 0 <= number < self.number:
-            raise IndexError(number)
         recipe, generator = self.recipe, np.random.default_rng([self.recipe.seed, number])
         if self.is_long(number):
             length, draw = self.length, long_text
