@@ -10,7 +10,8 @@ from rich.table import Table
 
 from .convert.checkpoint import read_tokenizer, sentence_transformer_files
 from .folders import check_free, new_folder, save_beside
-from .retrofit.recipe import Recipe
+from .retrofit import Recipe
+from .retrofit import retrofit as retrofit_checkpoint
 
 DEFAULT = Recipe()
 
@@ -45,13 +46,11 @@ def retrofit(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that did not end.")] = False,
 ) -> None:
     """Put a checkpoint under other positions, and train it until it gives the states that it gave before."""
-    from .retrofit import retrofit as distill  # Trainer, which other commands need not wait for
-
     check_free(target)
     checkpoints = target.with_name(f"{target.name}-checkpoints")
     settings = {name: value for name, value in locals().items() if name in Recipe.__dataclass_fields__}
     recipe = Recipe(**settings)
-    found = distill(source, position, texts, checkpoints, recipe=recipe, resume=resume, progress=True)
+    found = retrofit_checkpoint(source, position, texts, checkpoints, recipe=recipe, resume=resume, progress=True)
     tokenizer = read_tokenizer(source)
     card = found.card(target.name, tokenizer)
     others = sentence_transformer_files(source)

@@ -4,19 +4,21 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from huggingface_hub import ModelCard
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..card import create_card, is_repo_id
 from ..convert import Report, convert
 from ..convert.checkpoint import read_tokenizer
-from .distillation import Clock, build_trainer, last_checkpoint
 from .measure import measure
 from .recipe import LONGEST, Recipe
 from .start import keep_mean_position
 from .texts import Batches, hold_out, read_texts
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 SETTINGS = "settings.json"
 EVALUATION_BATCHES = 8
@@ -61,6 +63,8 @@ class Retrofitted:
             name: the title.
             tokenizer: the one that is saved beside the model.
         """
+        from ..card import create_card, is_repo_id  # with Trainer, which takes seconds
+
         folder = Path(self.source).is_dir()
         source = Path(self.source).resolve().name if folder else self.source
         before = {f"{key}_before": value for key, value in self.before.items() if key not in OF_THE_SOURCE}
@@ -90,7 +94,7 @@ def retrofit(
     recipe: Recipe | None = None,
     resume: bool = False,
     progress: bool = False,
-    callbacks: Sequence[TrainerCallback] = (),
+    callbacks: Sequence["TrainerCallback"] = (),
 ) -> Retrofitted:
     """A checkpoint under another position scheme, trained on text until it gives the states that it gave before.
 
@@ -114,17 +118,23 @@ def retrofit(
         ValueError: the source cannot be converted, has these positions already, has no tokenizer or another model's
             states to read; a text cannot be read; the folder is not as it has to be.
     """
+    from .distillation import (
+        Clock,
+        build_trainer,
+        last_checkpoint,
+    )  # with Trainer, which takes seconds
+
     recipe, names, folder = recipe or Recipe(), [str(text) for text in texts], Path(checkpoints)
     settings: dict[str, Any] = {"source": str(source), "position": position_embedding_type, "options": position_options}
     settings |= {"texts": names, **asdict(recipe)}
     check_folder(folder, settings, resume)
-    set_seed(recipe.seed)
+    torch.manual_seed(recipe.seed)
     student: Any
     student, report = convert(source, position_embedding_type, position_options, return_report=True)
     tokenizer = read_tokenizer(str(source))
     check(str(source), student, report, tokenizer)
     assert tokenizer is not None  # which `check` has seen to
-    dtype, teacher = student.dtype, convert(source).float()  # type: ignore[call-arg]  (PreTrainedModel wraps Module's)
+    dtype, teacher = student.dtype, convert(source).float()
     student.float()
     length = long_length(recipe, teacher, student)
     keep_mean_position(student.base_model, teacher.base_model, recipe.short_length)
