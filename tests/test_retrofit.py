@@ -8,12 +8,12 @@ import torch
 import transformers
 from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainerCallback
 
-from helpers import over, tiny_model
+from helpers import over, tiny_model, token_ids
 from hf_rope import SCHEMES, HfRopeModel
 from hf_rope.convert import convert
 from hf_rope.retrofit import Recipe, retrofit
 from hf_rope.retrofit.distillation import WHOLE, last_checkpoint
-from hf_rope.retrofit.start import keep_mean_position
+from hf_rope.retrofit.start import keep_positions
 from hf_rope.retrofit.texts import PART, Batches, hold_out, read_texts
 from native_models import MASKED, WORDS, command, native, refused, save_with_tokenizer
 
@@ -132,16 +132,19 @@ def test_it_ends_with_the_budget_or_where_nothing_gets_better(changes, steps, en
 
 
 @pytest.mark.parametrize("types", [2, 0])
-def test_it_begins_with_the_mean_of_what_the_sources_positions_add(types):
+def test_it_begins_with_what_the_sources_positions_add_to_the_first_token_and_on_average(types):
     """Where that is all that they add, nothing is missing."""
-    source = tiny_model("learned", type_vocab_size=types)
+    source, ids = tiny_model("learned", type_vocab_size=types), token_ids(2, 9)
+    ids[:, 0], ids[:, 1:] = 2, ids[:, 1:].clamp(min=3)
     with torch.no_grad():
-        source.position.embeddings.weight.copy_(source.position.embeddings.weight[0].clone().expand(64, -1))
-    student, ids = convert(source, "none"), torch.randint(1, 99, (2, 9))
-    with torch.no_grad():
+        table = source.position.embeddings.weight
+        table[1:] = table[1].clone()
+        student = convert(source, "none")
         wanted = source(ids).last_hidden_state
         assert (student(ids).last_hidden_state - wanted).abs().max() > 0.1
-        keep_mean_position(student, source, 20)
+        keep_positions(student, source, 20, first_token=2)
+        torch.testing.assert_close(student(ids).last_hidden_state, wanted, rtol=0, atol=1e-5)
+        keep_positions(student, student, 20, first_token=2)
         torch.testing.assert_close(student(ids).last_hidden_state, wanted, rtol=0, atol=1e-5)
 
 

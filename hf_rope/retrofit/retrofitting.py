@@ -14,7 +14,7 @@ from ..convert import Report, convert
 from ..convert.checkpoint import read_tokenizer
 from .measure import measure
 from .recipe import LONGEST, Recipe
-from .start import keep_mean_position
+from .start import keep_positions
 from .texts import Batches, hold_out, read_texts
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def retrofit(
     dtype, teacher = student.dtype, convert(source).float()
     student.float()
     length = long_length(recipe, teacher, student)
-    keep_mean_position(student.base_model, teacher.base_model, recipe.short_length)
+    keep_positions(student.base_model, teacher.base_model, recipe.short_length, tokenizer.cls_token_id)
 
     kept, held = hold_out(read_texts(names), recipe.seed)
     batches = Batches(kept, tokenizer, recipe, length, recipe.steps)
