@@ -28,7 +28,7 @@ def retrofit(
         float | None, typer.Option(help="At most so many minutes; no limit if left out.", show_default=False)
     ] = DEFAULT.minutes,
     learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = DEFAULT.learning_rate,
-    warmup_steps: Annotated[int, typer.Option(help="Steps over which the rate rises.")] = DEFAULT.warmup_steps,
+    warmup_share: Annotated[float, typer.Option(help="The share of steps with a rising rate.")] = DEFAULT.warmup_share,
     batch_size: Annotated[int, typer.Option(help="Short texts of a step.")] = DEFAULT.batch_size,
     short_length: Annotated[int, typer.Option(help="Tokens of a short text, at most.")] = DEFAULT.short_length,
     length: Annotated[

@@ -18,7 +18,7 @@ from hf_rope.retrofit.texts import PART, Batches, hold_out, read_texts
 from native_models import MASKED, WORDS, command, native, refused, save_with_tokenizer
 
 SIZES = {"batch_size": 4, "short_length": 8, "length": 16}
-FEW_STEPS = {**SIZES, "steps": 4, "warmup_steps": 0, "evaluate_every": 2}
+FEW_STEPS = {**SIZES, "steps": 4, "warmup_share": 0, "evaluate_every": 2}
 OPTIONS = [text for key, value in FEW_STEPS.items() for text in (f"--{key.replace('_', '-')}", value)]
 
 
@@ -49,7 +49,7 @@ def assert_same(one, other) -> None:
 
 @over(quick=["rotary"], scheme=[scheme for scheme in SCHEMES if scheme != "learned"])
 def test_states_come_near_to_the_sources(scheme, encoder, texts, tmp_path):
-    recipe = Recipe(**SIZES, steps=40, warmup_steps=10, learning_rate=3e-3, evaluate_every=20)
+    recipe = Recipe(**SIZES, steps=40, learning_rate=3e-3, evaluate_every=20)
     found = retrofit(encoder, scheme, [texts], tmp_path, recipe=recipe)
     assert found.model.config.position_embedding_type == scheme
     assert found.after["hidden_state_difference"] < 0.9 * found.before["hidden_state_difference"]
@@ -249,7 +249,7 @@ REFUSALS = {
     "batch": (["--batch-size", 0], r"batch_size is 0; it must be 1 or more"),
     "evaluations": (["--evaluate-every", 0], r"evaluate_every is 0; it must be 1 or more"),
     "patience": (["--patience", 0], r"patience is 0; it must be 1 or more"),
-    "warm-up": (["--warmup-steps", -1], r"warmup_steps is -1; it must be 0 or more"),
+    "warm-up": (["--warmup-share", 1], r"warmup_share is 1; it must be 0 or more, and less than 1"),
     "seed": (["--seed", -1], r"seed is -1; it must be 0 or more"),
     "rate": (["--learning-rate", 0], r"learning_rate is 0; it must be more than 0"),
     "minutes": (["--minutes", 0], r"minutes is 0; it must be more than 0, or left out for no limit"),

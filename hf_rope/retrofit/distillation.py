@@ -105,7 +105,7 @@ def build_trainer(
         output_dir=str(folder),
         max_steps=recipe.steps,
         learning_rate=recipe.learning_rate,
-        warmup_steps=recipe.warmup_steps,
+        warmup_steps=recipe.warmup_share,
         weight_decay=0.0,
         per_device_train_batch_size=1,  # an item of `Batches` is a batch
         per_device_eval_batch_size=1,

@@ -14,7 +14,7 @@ class Recipe:
         steps: at most so many; the learning rate falls to 0 over them.
         minutes: at most so many, for steps, evaluations and checkpoints; None for no limit.
         learning_rate: of AdamW; positions have the multiple of it that their scheme recommends.
-        warmup_steps: over which the rate rises.
+        warmup_share: the share of the steps over which the rate rises.
         batch_size: short texts of a step.
         short_length: tokens of a short text, at most.
         length: tokens of a long text; None for 512, or as many as the source reads.
@@ -30,7 +30,7 @@ class Recipe:
     steps: int = 400
     minutes: float | None = None
     learning_rate: float = 5e-4
-    warmup_steps: int = 100
+    warmup_share: float = 0.25
     batch_size: int = 64
     short_length: int = 64
     length: int | None = None
@@ -43,9 +43,10 @@ class Recipe:
         for name in ("steps", "batch_size", "evaluate_every", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
-        for name in ("warmup_steps", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must be 0 or more.")
+        if not 0 <= self.warmup_share < 1:
+            raise ValueError(f"warmup_share is {self.warmup_share:g}; it must be 0 or more, and less than 1.")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate is {self.learning_rate:g}; it must be more than 0.")
         if self.minutes is not None and self.minutes <= 0:

@@ -75,7 +75,7 @@ class Retrofitted:
             dataset=[f"{Path(text).name}, a file" if Path(text).is_file() else text for text in self.texts],
             method=METHOD.format(source=source),
             training_args={**asdict(self.recipe), "steps": self.steps, "minutes": round(self.minutes, 1)},
-            metrics={**self.after, **before},
+            metrics={key: round(value, 4) for key, value in {**self.after, **before}.items()},
             tokenizer=tokenizer,
         )
 
