@@ -49,12 +49,12 @@ def assert_same(one, other) -> None:
 
 @over(quick=["rotary"], scheme=[scheme for scheme in SCHEMES if scheme != "learned"])
 def test_states_come_near_to_the_sources(scheme, encoder, texts, tmp_path):
-    recipe = Recipe(**SIZES, steps=40, learning_rate=3e-3, evaluate_every=20)
+    recipe = Recipe(**SIZES, steps=60, learning_rate=3e-3, evaluate_every=30)
     found = retrofit(encoder, scheme, [texts], tmp_path, recipe=recipe)
     assert found.model.config.position_embedding_type == scheme
-    assert found.after["hidden_state_difference"] < 0.9 * found.before["hidden_state_difference"]
+    assert found.after["hidden_state_difference"] < 0.95 * found.before["hidden_state_difference"]
     assert found.before["sentence_cosine"] < found.after["sentence_cosine"] <= 1
-    assert [entry["step"] for entry in found.history] == [20, 40]
+    assert [entry["step"] for entry in found.history] == [30, 60]
 
 
 def test_a_head_keeps_its_weights_and_what_comes_out_is_as_it_is_saved(masked, texts, tmp_path):
