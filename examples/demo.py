@@ -29,7 +29,8 @@ from rich.table import Column, Table
 from transformers import HfArgumentParser, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from finetune_classification import finetune
-from loading import DataArguments, describe_precision, load_files, load_split, require_fresh, training_precision
+from hf_rope.precision import training_precision
+from loading import DataArguments, describe_precision, load_files, load_split, require_fresh
 from pretrain_mlm import build_config, pretrain, unigram_loss
 from text_rows import group_texts
 from train_tokenizer import train_tokenizer

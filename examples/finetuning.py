@@ -20,13 +20,13 @@ from transformers import (
 )
 
 import hf_rope  # noqa: F401  (registers hf_rope with the Auto classes)
+from hf_rope.precision import training_precision
 from loading import (
     DataArguments,
     describe_precision,
     load_files,
     load_split,
     require_fresh,
-    training_precision,
 )
 
 Metric = Callable[[EvalPrediction], dict[str, float]]

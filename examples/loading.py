@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, List, Value, concatenate_datasets, load_dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
 
@@ -25,15 +24,6 @@ class DataArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "The configuration of that dataset."})
     validation_split: str = field(default="validation", metadata={"help": "The split of that dataset to evaluate on."})
     text_column: str = field(default="text", metadata={"help": "The column that holds the text."})
-
-
-def training_precision() -> dict[str, bool]:
-    """TrainingArguments for bfloat16 where this machine computes it itself, as PyTorch knows it; else none."""
-    if torch.cuda.is_available():
-        return {"bf16": True} if torch.cuda.is_bf16_supported(including_emulation=False) else {}
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    native = any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
-    return {"bf16": True, "use_cpu": True} if native else {}
 
 
 def describe_precision(training: TrainingArguments) -> str:

@@ -44,6 +44,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from continuing import continued_config, load_checkpoint
 from hf_rope import HfRopeConfig, param_groups
 from hf_rope.masking import BatchSeededMasking
+from hf_rope.precision import training_precision
 from loading import (
     DataArguments,
     describe_precision,
@@ -51,7 +52,6 @@ from loading import (
     load_tokenizer,
     parse_overrides,
     require_fresh,
-    training_precision,
 )
 from stages import Stage, StageTheta, plan_stages, rows_in_order
 from text_rows import group_texts, make_rows

@@ -55,6 +55,7 @@ def create_card(
     license: str | None = None,
     base_model: str | None = None,
     dataset: str | Sequence[str] | None = None,
+    method: str = "",
     training_args: TrainingArguments | Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | Sequence[EvalResult] | None = None,
     log_history: Sequence[Mapping[str, Any]] = (),
@@ -71,6 +72,7 @@ def create_card(
         license: of the weights, as the Hub writes it: "apache-2.0".
         base_model: the model on the Hub that this one was trained further from.
         dataset: what the model was trained on, in words or as names on the Hub; names go to the metadata as well.
+        method: how the model was made, in sentences that stand before `dataset` and `training_args`.
         training_args: of a Trainer, or any settings by name.
         metrics: figures measured on `dataset`, by name; or results that name their own data. They go to the metadata's
             model-index, figures by name only where `dataset` is a single one, since each needs a data set there.
@@ -123,6 +125,7 @@ def create_card(
         classes=[auto_class_of(model), *(["AutoTokenizer"] if tokenizer is not None else [])],
         place=repo_id or "your-name/your-model",
         configuration=describe(model, tokenizer),
+        method=method,
         training_data=datasets,
         training_args={key: " ".join(str(value).split()) for key, value in settings.items()},
         steps=training_table(log_history),

@@ -1,6 +1,6 @@
 """`hf-rope convert SRC DST`: a native checkpoint as an hf_rope one with its code; `hf-rope to-native SRC DST`: back.
 
-`hf-rope inspect` is in cli_inspect.py, `hf-rope compare` in cli_compare.py, `hf-rope export` in cli_export.py.
+`hf-rope inspect`, `compare`, `export` and `retrofit` are in files of their own, cli_*.py.
 """
 
 from collections.abc import Callable
@@ -11,12 +11,13 @@ import transformers
 import typer
 from rich.console import Console
 from rich.table import Table
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from typer.core import TyperGroup
 
 from . import cli_compare
 from .cli_export import export
 from .cli_inspect import inspect
+from .cli_retrofit import retrofit
 from .convert import Report
 from .convert import convert as convert_checkpoint
 from .convert import to_native as checkpoint_to_native
@@ -45,6 +46,7 @@ class Commands(TyperGroup):
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(inspect)
 app.command()(export)
+app.command()(retrofit)
 app.add_typer(cli_compare.app, name="compare")
 
 
@@ -94,17 +96,10 @@ def run(make: Callable[[], tuple[PreTrainedModel, Report]], source: str, target:
         if not equal(greatest, size):
             raise ValueError(f"{found}; {LIMIT * max(1, size):.2g} is allowed, so nothing is written.")
         report.notes.append(f"{found}.")
-    write(target, model, tokenizer, others)
-    show(report, target)
-
-
-def write(
-    target: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, others: dict[str, Path]
-) -> None:
-    """Saves all of a checkpoint, so that the target is complete or not there."""
     with new_folder(target) as folder:
         model.save_pretrained(folder)
         save_beside(folder, tokenizer, others)
+    show(report, target)
 
 
 def show(report: Report, target: Path) -> None:

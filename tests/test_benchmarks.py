@@ -4,12 +4,13 @@ import itertools
 import json
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import BertTokenizer
 
-from benchmarks import cases, learning, measure, packing
+from benchmarks import cases, learning, measure, packing, retrofit
 
 
 def test_ratio_is_the_others_time_over_ours():
@@ -59,6 +60,49 @@ def test_learning_differs_by_the_rate_of_positions_alone(tmp_path, monkeypatch):
     learning.main()
     first, again, faster = (json.loads(line)["losses"]["2"] for line in (tmp_path / "found.jsonl").open())
     assert first == again != faster
+
+
+class BagOfWords:
+    """An encoder whose states are the tokens themselves, so that a text's mean is the share of each word."""
+
+    config = SimpleNamespace(hidden_size=40)
+
+    def __init__(self, limit: int | None):
+        self.position = SimpleNamespace(max_length=limit)
+
+    def __call__(self, input_ids, attention_mask):
+        return SimpleNamespace(last_hidden_state=torch.eye(40)[input_ids])
+
+
+@pytest.fixture
+def needles(monkeypatch):
+    monkeypatch.setattr(retrofit, "LENGTHS", (20, 200))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz0123456789"]
+    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+    pairs = [("a b c", "c b a", 5.0), ("d e", "e d d", 4.6), ("f", "f f", 4.5), ("g", "G.", 5.0)]
+    rows = [{"sentence1": one, "sentence2": two, "label": label} for one, two, label in pairs]
+    return retrofit.Needles(rows, "x y z " * 200, tokenizer)
+
+
+def test_needles_are_paraphrases_and_stand_whole_in_documents_of_one_length(needles):
+    assert [row["sentence1"] for row in needles.rows] == ["a b c", "d e"]
+    for length in (20, 200):
+        for row, document in zip(needles.rows, needles.documents(length), strict=True):
+            assert len(document) == length
+            assert needles.tokenizer.decode(document).count(row["sentence2"]) == 1
+            assert (document[0], document[-1]) == (2, 3)
+
+
+def test_a_needle_that_is_cut_off_is_not_found(needles):
+    assert needles.found_first(BagOfWords(None)) == {"20": 1.0, "200": 1.0}
+    needles.documents = lambda length: [needles.framed([25] * (length - 5) + needles.ids(x)) for x in ("e d d", "a")]
+    assert needles.found_first(BagOfWords(None))["200"] == 0.0
+    assert needles.found_first(BagOfWords(20))["200"] == 0.5  # all alike, and the first is taken
+
+
+def test_similar_sentences_have_a_correlation_of_one(needles):
+    rows = [{"sentence1": "a b", "sentence2": two, "label": label} for two, label in (("a b", 5), ("a c", 2), ("d", 0))]
+    assert retrofit.Similarity(rows, needles.tokenizer).spearman(BagOfWords(None)) == pytest.approx(1)
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ PRINTS = {
     "docs/inspect.md": ["Declared shift invariant", "long_term_decay.png"],
     "docs/layout.md": ["tensor(True)"],
     "docs/linear_attention.md": ["torch.Size([1, 20000, 64])"],
+    "docs/retrofit.md": ["Written to my-rotary-encoder.", "HfRopeModel ['hidden_state_difference'"],
     "docs/schemes.md": ["'num_buckets': 16", "'rope_type': 'yarn'", "6 of 8 pairs turn"],
     "docs/speed.md": ["torch.bfloat16"],
     "docs/tools.md": ["trainable params", "(1, 64)"],

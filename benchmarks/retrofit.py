@@ -1,0 +1,217 @@
+"""`python -m benchmarks.retrofit SRC`: a sentence encoder under other positions, its quality by minutes of training.
+
+Each scheme and seed is a run of `hf_rope.retrofit`. At each evaluation, and at the end in float32, sentences are
+compared: Spearman's rank correlation of the cosine of their mean states with the labels of --pairs. With --needles, a
+sentence stands at a random place in pages of --pages, and its paraphrase has to find the pages by their cosine: the
+share found first, by length. Writes JSON, which a later call with the same --output adds to, and a picture.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import time
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from hf_rope import SCHEMES
+from hf_rope.convert import convert
+from hf_rope.convert.checkpoint import read_tokenizer
+from hf_rope.precision import training_precision
+from hf_rope.retrofit import Recipe, retrofit
+
+LENGTHS = (256, 512, 1024, 2048)
+TOKENS_AT_ONCE = 8192
+SAME = 4.6
+"""Pairs with this label or more are paraphrases."""
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@torch.no_grad()
+def embed(encoder: PreTrainedModel, rows: list[list[int]], pad: int, fast: bool = False) -> torch.Tensor:
+    """(N, D): the normalised mean of the last hidden states of rows of ids; in bfloat16 if `fast` and it is."""
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]), reverse=True)
+    found = torch.empty(len(rows), encoder.config.hidden_size)
+    precision = torch.autocast("cpu", torch.bfloat16, enabled=fast and bool(training_precision()))
+    while order:
+        longest = len(rows[order[0]])
+        batch, order = order[: max(1, TOKENS_AT_ONCE // longest)], order[max(1, TOKENS_AT_ONCE // longest) :]
+        ids = torch.tensor([rows[row] + [pad] * (longest - len(rows[row])) for row in batch])
+        mask = torch.tensor([[1] * len(rows[row]) + [0] * (longest - len(rows[row])) for row in batch])
+        with precision:
+            states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        found[batch] = torch.nn.functional.normalize((states * mask[..., None]).sum(1), dim=-1)
+    return found
+
+
+@dataclass
+class Similarity:
+    """Pairs of sentences with a label that grows with their similarity."""
+
+    rows: list[dict[str, Any]]
+    tokenizer: PreTrainedTokenizerBase
+
+    def __post_init__(self):
+        columns = ([row[name] for row in self.rows] for name in ("sentence1", "sentence2"))
+        self.ids = [self.tokenizer(column, truncation=True, max_length=128)["input_ids"] for column in columns]
+
+    def spearman(self, encoder: PreTrainedModel, fast: bool = False) -> float:
+        first, second = (embed(encoder, ids, self.tokenizer.pad_token_id, fast) for ids in self.ids)
+        return float(spearmanr((first * second).sum(-1), [row["label"] for row in self.rows]).statistic)
+
+
+@dataclass
+class Needles:
+    """Paraphrases, one of each pair hidden in pages of books; the same places for every model."""
+
+    rows: list[dict[str, Any]]
+    pages: str
+    tokenizer: PreTrainedTokenizerBase
+
+    def __post_init__(self):
+        def plain(text: str) -> str:
+            return text.lower().strip(" .!?")
+
+        self.rows = [
+            row for row in self.rows if row["label"] >= SAME and plain(row["sentence1"]) != plain(row["sentence2"])
+        ]
+        self.book = self.tokenizer(self.pages, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def framed(self, ids: list[int]) -> list[int]:
+        return [self.tokenizer.cls_token_id, *ids, self.tokenizer.sep_token_id]
+
+    def documents(self, length: int) -> list[list[int]]:
+        """A document of `length` tokens for each needle."""
+        generator, documents = np.random.default_rng(length), []
+        for row in self.rows:
+            needle = self.ids(row["sentence2"])
+            size = length - 2 - len(needle)
+            start, place = generator.integers(len(self.book) - size), generator.integers(size + 1)
+            page = self.book[start : start + size]
+            documents.append(self.framed([*page[:place], *needle, *page[place:]]))
+        return documents
+
+    def found_first(self, encoder: PreTrainedModel) -> dict[str, float]:
+        """By length, the share of paraphrases whose document is the nearest; a document is cut where a table ends."""
+        pad, limit = self.tokenizer.pad_token_id, encoder.position.max_length
+        queries = embed(encoder, [self.framed(self.ids(row["sentence1"])) for row in self.rows], pad, fast=True)
+        shares = {}
+        for length in LENGTHS:
+            rows = self.documents(length)
+            if limit is not None and length > limit:
+                rows = [[*row[: limit - 1], row[-1]] for row in rows]
+            nearest = (queries @ embed(encoder, rows, pad, fast=True).T).argmax(-1)
+            shares[str(length)] = float((nearest == torch.arange(len(rows))).float().mean())
+        return shares
+
+
+@dataclass
+class Curve(TrainerCallback):
+    """Spearman's correlation at each evaluation, with the processor's minutes before it, its own not counted."""
+
+    similarity: Similarity
+    points: list[dict[str, float]] = field(default_factory=list)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.began = time.process_time()
+
+    def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
+        now = time.process_time()
+        spearman = self.similarity.spearman(model, fast=True)
+        point = {"step": state.global_step, "minutes": (now - self.began) / 60, "spearman": spearman}
+        self.points.append({**point, "loss": metrics["eval_loss"]})
+        self.began += time.process_time() - now
+
+
+def run(scheme: str, seed: int, arguments: argparse.Namespace, similarity: Similarity, needles: Needles | None):
+    """A row of the results."""
+    curve = Curve(similarity)
+    folder = arguments.output / f"checkpoints-{os.getpid()}-{scheme}-{seed}"
+    recipe = Recipe(**{**arguments.recipe, "seed": seed})
+    found = retrofit(arguments.source, scheme, arguments.texts, folder, recipe=recipe, callbacks=[curve])
+    shutil.rmtree(folder)
+    encoder = found.model.base_model.float()
+    row = {"scheme": scheme, "seed": seed, "recipe": asdict(recipe), "steps": found.steps, "minutes": found.minutes}
+    row |= {"spearman": similarity.spearman(encoder), "before": found.before, "after": found.after}
+    row["curve"] = curve.points
+    if needles:
+        row["needles"] = needles.found_first(encoder)
+    return row
+
+
+def of_source(model: PreTrainedModel, similarity: Similarity, needles: Needles | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"spearman": similarity.spearman(model.base_model)}
+    if needles:
+        row["needles"] = needles.found_first(model.base_model)
+    return row
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Spearman by minutes: a line a scheme, the mean of its seeds, and their range."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for scheme in dict.fromkeys(row["scheme"] for row in results["rows"]):
+        curves = [row["curve"] for row in results["rows"] if row["scheme"] == scheme]
+        points = list(zip(*curves, strict=False))
+        minutes = [statistics.mean(point["minutes"] for point in each) for each in points]
+        values = [[point["spearman"] for point in each] for each in points]
+        (line,) = axes.plot(minutes, [statistics.mean(each) for each in values], "o-", markersize=3, label=scheme)
+        axes.fill_between(minutes, [*map(min, values)], [*map(max, values)], color=line.get_color(), alpha=0.15)
+    axes.axhline(results["source"]["spearman"], color="black", linestyle="--", label="source")
+    axes.set(xlabel="minutes of training, of one processor", ylabel="Spearman, STS-B test")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", help="a sentence encoder: a folder or a name on the Hub")
+    parser.add_argument("--texts", nargs="+", required=True, help="as of `hf-rope retrofit`")
+    parser.add_argument("--pairs", type=Path, required=True, help="JSON lines with sentence1, sentence2 and label")
+    parser.add_argument("--needles", nargs="*", type=Path, default=[], help="pairs to take needles from")
+    parser.add_argument("--pages", type=Path, help="JSON lines with a `text`, to hide them in")
+    parser.add_argument("--position", nargs="+", choices=list(SCHEMES), default=["rotary", "alibi", "t5"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--recipe", type=json.loads, default={}, help="keys of Recipe, a JSON object")
+    parser.add_argument("--output", type=Path, default=Path("runs/retrofit"))
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    tokenizer = read_tokenizer(arguments.source)
+    similarity, needles = Similarity(read(arguments.pairs), tokenizer), None
+    if arguments.needles:
+        pages = "\n".join(row["text"] for row in read(arguments.pages))
+        needles = Needles([row for path in arguments.needles for row in read(path)], pages, tokenizer)
+    path = arguments.output / "results.json"
+    if path.is_file():
+        results = json.loads(path.read_text())
+    else:
+        results = {"source": of_source(convert(arguments.source).float(), similarity, needles), "rows": []}
+        results["threads"] = torch.get_num_threads()
+    for seed, scheme in product(arguments.seeds, arguments.position):
+        row = run(scheme, seed, arguments, similarity, needles)
+        results["rows"].append(row)
+        path.write_text(json.dumps(results, indent=1))
+        draw(results, arguments.output / "quality_by_minutes.png")
+        print(
+            json.dumps({key: row.get(key) for key in ("scheme", "seed", "spearman", "minutes", "needles")}), flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()
