@@ -167,7 +167,7 @@ def fire_score(p, layer, head, i, j, q, k, n):
 
     farthest = i if j <= i or p.config.is_decoder else n - 1 - i
     x = psi(abs(i - j)) / (psi(max(threshold, farthest)) + 1e-6) * (1 if j <= i else -1)
-    units = zip(p.hidden.weight[:, 0].tolist(), p.hidden.bias.tolist(), p.output.weight[head].tolist(), strict=True)
+    units = zip(p.hidden.tolist(), p.hidden_bias.tolist(), p.output[head].tolist(), strict=True)
     return content(q, k) + sum(out * max(0, weight * x + bias) for weight, bias, out in units)
 
 

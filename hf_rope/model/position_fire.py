@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
+from torch.nn import functional as F
 from transformers import initialization as init
 
 from .device import reads_are_free
@@ -28,7 +29,13 @@ class FirePosition(DistanceBias):
     """
 
     kind = "RPE"
-    lr_multipliers: ClassVar = {"hidden": 30.0, "output": 30.0, "rate": 30.0, "log_threshold": 30.0}
+    lr_multipliers: ClassVar = {
+        "hidden": 30.0,
+        "hidden_bias": 30.0,
+        "output": 30.0,
+        "rate": 30.0,
+        "log_threshold": 30.0,
+    }
 
     @strict
     @dataclass
@@ -44,8 +51,10 @@ class FirePosition(DistanceBias):
 
     def __init__(self, config):
         super().__init__(config)
-        self.hidden = nn.Linear(1, self.options.width)
-        self.output = nn.Linear(self.options.width, self.num_heads, bias=False)
+        # No modules: what is split over devices is split between modules, and these numbers are one function.
+        self.hidden = nn.Parameter(torch.empty(self.options.width))
+        self.hidden_bias = nn.Parameter(torch.empty(self.options.width))
+        self.output = nn.Parameter(torch.empty(self.num_heads, self.options.width))
         self.rate = nn.Parameter(torch.empty(1))
         self.log_threshold = nn.Parameter(torch.empty(1))
 
@@ -66,10 +75,10 @@ class FirePosition(DistanceBias):
 
     def init_weights(self, std):
         """The paper's listing: PyTorch's own linear layers, uniform up to 1 / sqrt(inputs), and c = 0.1."""
-        for parameter in (self.hidden.weight, self.hidden.bias):
+        for parameter in (self.hidden, self.hidden_bias):
             init.uniform_(parameter, -1.0, 1.0)
         bound = self.options.width**-0.5
-        init.uniform_(self.output.weight, -bound, bound)
+        init.uniform_(self.output, -bound, bound)
         init.constant_(self.rate, 0.1)
         threshold = self.options.threshold or max(1, self.config.max_position_embeddings // 4)
         init.constant_(self.log_threshold, math.log(threshold))
@@ -95,5 +104,5 @@ class FirePosition(DistanceBias):
         rate, threshold = self.trained(dtype)
         normaliser = threshold if farthest is None else torch.maximum(farthest.to(threshold.dtype), threshold)
         ratio = torch.log1p(rate * distance.abs()) / (torch.log1p(rate * normaliser) + 1e-6)
-        signed = (ratio * -distance.sign()).to(self.rate.dtype)
-        return self.output(self.hidden(signed[..., None]).relu()).to(dtype)
+        signed = (ratio * -distance.sign()).to(self.hidden.dtype)
+        return F.linear(torch.addcmul(self.hidden_bias, signed[..., None], self.hidden).relu(), self.output).to(dtype)
