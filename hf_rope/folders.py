@@ -1,4 +1,4 @@
-"""New folders that are complete or not there, and what lies in them beside a model."""
+"""New folders that are complete or not there, what lies in them beside a model, and a training's checkpoints."""
 
 import contextlib
 import os
@@ -39,3 +39,14 @@ def save_beside(folder: Path, tokenizer: PreTrainedTokenizerBase | None, others:
     for name, path in others.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / name)
+
+
+def last_checkpoint(folder: Path, mark: str) -> str | None:
+    """The newest Trainer checkpoint with a file named `mark`; those without it are removed."""
+    steps = {}
+    for path in folder.glob("checkpoint-*"):
+        if (path / mark).exists():
+            steps[int(path.name.split("-")[1])] = str(path)
+        else:
+            shutil.rmtree(path)
+    return steps[max(steps)] if steps else None

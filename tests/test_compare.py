@@ -14,11 +14,12 @@ import pytest
 from helpers import refused
 from hf_rope.compare import cell as cells
 from hf_rope.compare import compare, report
-from hf_rope.compare.cell import CELLS, COMPLETE, PROGRESS, RESULT, last_checkpoint, read_result, run_cell
+from hf_rope.compare.cell import CELLS, COMPLETE, PROGRESS, RESULT, read_result, run_cell
 from hf_rope.compare.choice import choose_rate
 from hf_rope.compare.runner import write_study
 from hf_rope.compare.study import make_study
 from hf_rope.compare.summary import summarise
+from hf_rope.folders import last_checkpoint
 from native_models import command
 from studies import ANSWERS, BYTES, tiny_study
 
@@ -97,10 +98,10 @@ def test_a_killed_cell_goes_on_and_ends_as_one_that_was_not(tmp_path):
 def test_a_checkpoint_that_is_not_whole_is_removed(tmp_path):
     for step in (2, 10, 12):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    assert last_checkpoint(tmp_path / "new") is None
+    assert last_checkpoint(tmp_path / "new", COMPLETE) is None
     (tmp_path / "checkpoint-2" / COMPLETE).touch()
     (tmp_path / "checkpoint-10" / COMPLETE).touch()
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert last_checkpoint(tmp_path, COMPLETE) == str(tmp_path / "checkpoint-10")
     assert not (tmp_path / "checkpoint-12").exists()
 
 

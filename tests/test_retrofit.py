@@ -7,12 +7,13 @@ import pytest
 import torch
 import transformers
 from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 
 from helpers import over, tiny_model, token_ids
 from hf_rope import SCHEMES, HfRopeModel
 from hf_rope.convert import convert
+from hf_rope.folders import last_checkpoint
 from hf_rope.retrofit import Recipe, retrofit
-from hf_rope.retrofit.distillation import WHOLE, last_checkpoint
 from hf_rope.retrofit.start import keep_positions
 from hf_rope.retrofit.texts import PART, Batches, hold_out, read_texts
 from native_models import MASKED, WORDS, command, native, refused, save_with_tokenizer
@@ -116,10 +117,10 @@ def test_a_checkpoint_that_is_not_whole_is_left_out(tmp_path):
     for step in (8, 10, 12):
         (tmp_path / f"checkpoint-{step}").mkdir()
     for step in (8, 10):
-        (tmp_path / f"checkpoint-{step}" / WHOLE).touch()
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+        (tmp_path / f"checkpoint-{step}" / TRAINER_STATE_NAME).touch()
+    assert last_checkpoint(tmp_path, TRAINER_STATE_NAME) == str(tmp_path / "checkpoint-10")
     assert not (tmp_path / "checkpoint-12").exists()
-    assert last_checkpoint(tmp_path / "nowhere") is None
+    assert last_checkpoint(tmp_path / "nowhere", TRAINER_STATE_NAME) is None
 
 
 @pytest.mark.parametrize(("changes", "steps"), [({"minutes": 1e-6}, 1), ({"learning_rate": 1e-20, "patience": 1}, 4)])

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_callback import ExportableState, PrinterCallback
 from transformers.utils import logging
 
+from ..folders import last_checkpoint
 from ..model.configuration_hf_rope import HfRopeConfig
 from ..optimization import param_groups
 from .tasks import TASKS, Task
@@ -203,17 +204,6 @@ class Clock(TrainerCallback, ExportableState):
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint; half-written ones are removed."""
-    steps = {}
-    for path in folder.glob("checkpoint-*"):
-        if (path / COMPLETE).exists():
-            steps[int(path.name.split("-")[1])] = str(path)
-        else:
-            shutil.rmtree(path)
-    return steps[max(steps)] if steps else None
-
-
 def training_arguments(cell: Cell, task: Task, folder: Path) -> TrainingArguments:
     settings = cell.settings
     sequences = settings["tokens_per_step"] // task.length
@@ -295,7 +285,7 @@ def train(cell: Cell, folder: Path) -> dict[str, Any]:
     trainer = build_trainer(cell, task, folder)
     model: Any = trainer.model
     if cell.settings["steps"]:
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder, COMPLETE))
     else:
         trainer.evaluate()
     history = trainer.state.log_history

@@ -1,6 +1,5 @@
 """The stock Trainer with another loss: how far the last hidden states are from a teacher's."""
 
-import shutil
 import time
 from operator import itemgetter
 from pathlib import Path
@@ -14,9 +13,6 @@ from ..optimization import param_groups
 from ..precision import training_precision
 from .recipe import Recipe
 from .texts import Batches
-
-WHOLE = "trainer_state.json"
-"""What Trainer writes last into a checkpoint."""
 
 
 def difference(states: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -78,17 +74,6 @@ class Clock(TrainerCallback, ExportableState):
         now = time.perf_counter()
         self.seconds += now - self.last
         self.last = now
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint; half-written ones are removed."""
-    steps = {}
-    for path in folder.glob("checkpoint-*"):
-        if (path / WHOLE).exists():
-            steps[int(path.name.split("-")[1])] = str(path)
-        else:
-            shutil.rmtree(path)
-    return steps[max(steps)] if steps else None
 
 
 def build_trainer(

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..convert import Report, convert
 from ..convert.checkpoint import read_tokenizer
+from ..folders import last_checkpoint
 from .measure import measure
 from .recipe import LONGEST, Recipe
 from .start import keep_positions
@@ -118,10 +119,11 @@ def retrofit(
         ValueError: the source cannot be converted, has these positions already, has no tokenizer or another model's
             states to read; a text cannot be read; the folder is not as it has to be.
     """
+    from transformers.trainer import TRAINER_STATE_NAME
+
     from .distillation import (
         Clock,
         build_trainer,
-        last_checkpoint,
     )  # with Trainer, which takes seconds
 
     recipe, names, folder = recipe or Recipe(), [str(text) for text in texts], Path(checkpoints)
@@ -148,7 +150,7 @@ def retrofit(
     trainer = build_trainer(student.base_model, teacher.base_model, recipe, batches, held_out, folder, progress)
     for callback in callbacks:
         trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder) if resume else None)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder, TRAINER_STATE_NAME) if resume else None)
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # else its forward stays in bfloat16
     student.to(dtype).float().cpu().eval()
     after = measure(student, teacher.cpu(), held_out, tokenizer)
