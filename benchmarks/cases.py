@@ -1,7 +1,6 @@
 """What is compared with what; where the weights can be copied, the outputs are checked equal first."""
 
 import copy
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 import hf_rope
 from hf_rope.convert.check import difference
 from hf_rope.convert.weights import HEADS
+from hf_rope.text_files import read_rows, read_texts
 
 from . import native
 from .floor import Floor, products, sdpa
@@ -117,9 +117,9 @@ def rotary_forward(how: Precision) -> Iterator[Case]:
 def real_batches(how: Precision, pairs: Path | None) -> Iterator[Case]:
     theirs, ours = checked(how, native.pair("RoFormer", **BASE), full(1, 16))
     bert = how.prepare(native.build("Bert", "Model", "sdpa", **BASE))
-    sources = {"reviews": next(real([row["text"] for row in read(TEXTS)]))}
+    sources = {"reviews": next(real([*read_texts(TEXTS)]))}
     if pairs is not None:
-        sources["pairs"] = next(real([(row["sentence1"], row["sentence2"]) for row in read(pairs)]))
+        sources["pairs"] = next(real([(row["sentence1"], row["sentence2"]) for row in read_rows(pairs)]))
     batches = {f"32 {name}": inputs for name, inputs in sources.items()} | {"16x128 half": half(16, 128)}
     for name, inputs in batches.items():
         others = {"RoFormer": how.forward(theirs, **inputs), "BERT sdpa": how.forward(bert, **inputs)}
@@ -280,7 +280,3 @@ def memory_work(which: str, length: int, layers: int = 12, *, warm: bool) -> Non
     else:
         model = scheme_model(which, num_hidden_layers=layers)
     forward(model, **full(1, 16 if warm else length))()
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]

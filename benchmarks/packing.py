@@ -16,6 +16,7 @@ from transformers import BertTokenizer, PreTrainedModel
 
 from hf_rope.masking import BatchSeededMasking
 from hf_rope.packing import pack, split_documents
+from hf_rope.text_files import read_text, read_texts
 
 from . import native
 from .cases import BASE, SMALL, share
@@ -30,8 +31,9 @@ SIZES = {"small": SMALL, "base": BASE}
 
 def read_documents(path: Path) -> list[str]:
     """The lines of a text file, or the `text` of each row of a .jsonl file."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [json.loads(line)["text"] for line in lines] if path.suffix == ".jsonl" else lines
+    if path.suffix == ".jsonl":
+        return [*read_texts(path)]
+    return [line for line in read_text(path).splitlines() if line.strip()]
 
 
 def packed_batch(path: Path, tokenizer: BertTokenizer, length: int, rows: int) -> dict[str, torch.Tensor]:

@@ -28,15 +28,12 @@ from hf_rope.convert import convert
 from hf_rope.convert.checkpoint import read_tokenizer
 from hf_rope.precision import training_precision
 from hf_rope.retrofit import Recipe, retrofit
+from hf_rope.text_files import read_rows, read_texts
 
 LENGTHS = (256, 512, 1024, 2048)
 TOKENS_AT_ONCE = 8192
 SAME = 4.6
 """Pairs with this label or more are paraphrases."""
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @torch.no_grad()
@@ -193,10 +190,10 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     tokenizer = read_tokenizer(arguments.source)
-    similarity, needles = Similarity(read(arguments.pairs), tokenizer), None
+    similarity, needles = Similarity([*read_rows(arguments.pairs)], tokenizer), None
     if arguments.needles:
-        pages = "\n".join(row["text"] for row in read(arguments.pages))
-        needles = Needles([row for path in arguments.needles for row in read(path)], pages, tokenizer)
+        pages = "\n".join(read_texts(arguments.pages))
+        needles = Needles([row for path in arguments.needles for row in read_rows(path)], pages, tokenizer)
     path = arguments.output / "results.json"
     if path.is_file():
         results = json.loads(path.read_text())

@@ -21,7 +21,7 @@ ALL = [*SCHEMES]
 
 def cell_of(scheme: str, seed: int = 0, **changes):
     """A cell of the tiny study under a scheme."""
-    study = make_study(tiny_study(schemes=[scheme], seeds=[seed], learning_rates=[1e-2], **changes))
+    study = make_study(tiny_study(**{"schemes": [scheme], "seeds": [seed], "learning_rates": [1e-2], **changes}))
     return next(iter(study.cells.values()))
 
 
@@ -80,6 +80,8 @@ REFUSALS = {
     "a start of another size": ({"start": tiny_start(), "model": {"hidden_size": 32}}, "'learned'", "(262, 16)"),
     "from scratch, unknown": ({"start": tiny_start(), "model": {}, "from_scratch": ["rotery"]}, "'rotery'"),
     "a name for a start": ({"schemes": {"rotary": {"start": "rotary"}}}, "'start'", "scheme 'rotary'"),
+    "positions' rate": ({"schemes": {"t5": {"position_lr_multiplier": 0}}}, "position_lr_multiplier=0", "'t5'"),
+    "attention": ({"model": {**MODEL, "attn_implementation": "eger"}}, "'eger'", "eager"),
     "scheme and length": ({"model": {**MODEL, "max_position_embeddings": 8}}, "'learned'", "'bytes'", "16"),
 }
 
@@ -157,6 +159,24 @@ def test_a_study_of_sequences_has_as_many_in_tasks_of_every_length():
         ("short", 64),
         ("long", 128),
     }
+
+
+@pytest.mark.parametrize("multiplier", [None, 1, 7])
+def test_positions_learn_at_the_rate_that_a_study_gives(multiplier, tmp_path):
+    given = {} if multiplier is None else {"position_lr_multiplier": multiplier}
+    cell = cell_of("t5", schemes={"t5": given})
+    trainer = build_trainer(cell, build_task(cell), tmp_path)
+    trainer.create_optimizer_and_scheduler(num_training_steps=4)
+    table = {*trainer.model.base_model.position.parameters()}
+    (rate,) = {group["initial_lr"] for group in trainer.optimizer.param_groups if table & {*group["params"]}}
+    assert rate == pytest.approx(1e-2 * (30 if multiplier is None else multiplier))
+    assert cell.settings.get("position_lr_multiplier") == multiplier
+
+
+def test_the_attention_that_a_study_gives_is_the_models():
+    cell = cell_of("t5", model={**MODEL, "attn_implementation": "eager"})
+    assert build_model(cell, build_task(cell)).config._attn_implementation == "eager"
+    assert build_model(cell_of("t5"), build_task(cell)).config._attn_implementation == "sdpa"
 
 
 def test_what_only_other_studies_use_is_in_no_cells_settings():

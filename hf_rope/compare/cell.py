@@ -28,6 +28,8 @@ from .tasks import TASKS, Task
 RESULT, PROGRESS, ERROR, COMPLETE = "result.json", "progress.json", "error.txt", "complete"
 CELLS, MODEL = "cells", "model"
 """The folder of a study's cells in its own, and of a cell's weights in its own."""
+POSITION_LR = "position_lr_multiplier"
+"""The setting of a cell whose positions have another learning rate than the scheme recommends."""
 SET_BY_CELL = {
     "bf16",
     "data_seed",
@@ -258,11 +260,13 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
 
 
 def build_trainer(cell: Cell, task: Task, folder: Path) -> Trainer:
-    """The stock Trainer on the task's examples, in their own order; positions learn at their scheme's own rates."""
+    """The stock Trainer on the task's examples, in their own order; positions learn at rates of their own."""
     arguments = training_arguments(cell, task, folder)
     examples = cell.settings["steps"] * arguments.per_device_train_batch_size
     model = build_model(cell, task)
-    groups = param_groups(model, arguments.learning_rate, weight_decay=arguments.weight_decay)
+    lr, multiplier = arguments.learning_rate, cell.settings.get(POSITION_LR)
+    position_lr = None if multiplier is None else multiplier * lr
+    groups = param_groups(model, lr, weight_decay=arguments.weight_decay, position_lr=position_lr)
     kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
     trainer = Trainer(
         model=model,

@@ -43,9 +43,13 @@ class Start:
         self.shapes = {scheme: self.shapes_of(scheme) for scheme in {*schemes.values()}}
 
     def keys(self, scheme: str) -> dict[str, Any]:
-        """The keys of HfRopeConfig of a scheme's model, the rows of its tables included, however long the new task."""
-        rows = {key: value for key, value in self.task.config().items() if key == "max_position_embeddings"}
-        return {**rows, **self.study.config_keys[self.schemes[scheme]]}
+        """The keys of HfRopeConfig of a scheme's model, the rows of its tables included, however long the new task.
+
+        How attention is computed is no property of a model: what is fast at one length need not be at another.
+        """
+        keys = {**self.task.config(), **self.study.config_keys[self.schemes[scheme]]}
+        own = {"max_position_embeddings", *self.study.config_keys[self.schemes[scheme]]} - {"attn_implementation"}
+        return {key: value for key, value in keys.items() if key in own}
 
     def require_place(self, scheme: str, model: PreTrainedModel) -> None:
         """Raises ValueError where a model has no place for some of the encoder's weights that it starts from."""

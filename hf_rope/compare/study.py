@@ -14,15 +14,18 @@ from transformers import PreTrainedConfig, TrainingArguments
 
 from ..model.configuration_hf_rope import HfRopeConfig
 from ..model.positions import SCHEMES
-from .cell import SET_BY_CELL, Cell
+from .cell import POSITION_LR, SET_BY_CELL, Cell
 from .settings import build, read_yaml, require_known
 from .start import Start
 from .tasks import TASKS, Task
 
 OF_ALL_MODELS = {field.name for field in fields(PreTrainedConfig)}
 CONFIG_KEYS = [field.name for field in fields(HfRopeConfig) if field.name not in OF_ALL_MODELS]
+CONFIG_KEYS += ["attn_implementation"]
+SCHEME_KEYS = [*CONFIG_KEYS, POSITION_LR]
 START = "start"
 """The folder, in a study's own, of the study that it starts from, where that has no other place."""
+FROM_SCRATCH = ", from scratch"
 TRAINING_KEYS = [field.name for field in fields(TrainingArguments) if field.name not in SET_BY_CELL]
 
 
@@ -35,7 +38,8 @@ class Study:
         tasks: what is learned, by names of the study's own; each has a `kind`, a key of `TASKS`, and its settings.
         schemes: names of `hf_rope.SCHEMES`; or a mapping from names of the study's own to keys of HfRopeConfig, where
             a name that is no scheme's has its `position_embedding_type`. With `start`, names of that study's schemes;
-            a name of this study's own has, as `start`, the one whose model it takes.
+            a name of this study's own has, as `start`, the one whose model it takes. `position_lr_multiplier` is how
+            many times the learning rate all parameters of the positions have, in place of what the scheme recommends.
         steps: optimizer steps of a cell; with `start` 0 as well, for models that are measured as they are.
         evaluate_every: after so many steps a cell is measured, and kept for a resume; divides `steps`.
         tokens_per_step: tokens of a batch, a multiple of every task's length; as many in each task and scheme.
@@ -121,6 +125,11 @@ class Study:
         require_known(self.leave_out, self.tasks, "leave_out")
         for name, schemes in self.leave_out.items():
             require_known(dict.fromkeys(schemes), self.config_keys, f"leave_out of {name!r}")
+        for keys in self.config_keys.values():
+            if (attention := keys.get("attn_implementation", "sdpa")) not in ("sdpa", "eager"):
+                raise ValueError(
+                    f"attn_implementation is {attention!r}; on the CPU, where cells are trained, it is sdpa or eager."
+                )
         for name, scheme in self.pairs:
             self.check_scheme(scheme, name, self.built_tasks[name])
 
@@ -165,11 +174,14 @@ class Study:
     def given_schemes(self) -> dict[str, dict[str, Any]]:
         """What the study gives for each scheme."""
         schemes = self.schemes if isinstance(self.schemes, dict) else dict.fromkeys(self.schemes)
-        known = CONFIG_KEYS if self.start is None else ["start", *CONFIG_KEYS]
+        known = SCHEME_KEYS if self.start is None else ["start", *SCHEME_KEYS]
         for name, given in schemes.items():
             if not isinstance(given, dict | None):
                 raise ValueError(f"scheme {name!r} is {given!r}; it must be a mapping of keys of HfRopeConfig.")
             require_known(given or {}, known, f"scheme {name!r}")
+            multiplier = (given or {}).get(POSITION_LR, 1)
+            if not isinstance(multiplier, int | float) or not 0 < multiplier < float("inf"):
+                raise ValueError(f"scheme {name!r} has {POSITION_LR}={multiplier!r}; it must be a number above 0.")
         return {name: given or {} for name, given in schemes.items()}
 
     @cached_property
@@ -198,9 +210,9 @@ class Study:
             if self.built_start is None and name not in SCHEMES and "position_embedding_type" not in given:
                 require_known({name: None}, SCHEMES, "schemes")
             before = {"position_embedding_type": name} if self.built_start is None else self.built_start.keys(name)
-            own = {key: value for key, value in given.items() if key != "start"}
+            own = {key: value for key, value in given.items() if key not in ("start", POSITION_LR)}
             keys[name] = {**before, **self.model, **own}
-        return keys | {f"{name}, from scratch": keys[name] for name in self.from_scratch}
+        return keys | {name + FROM_SCRATCH: keys[name] for name in self.from_scratch}
 
     def start_of(self, scheme: str) -> Start | None:
         """What a scheme starts from; None for initial values."""
@@ -257,6 +269,8 @@ class Study:
                     "precision": self.precision,
                     "training": self.training,
                 }
+                if (multiplier := self.given_schemes[scheme.removesuffix(FROM_SCRATCH)].get(POSITION_LR)) is not None:
+                    settings[POSITION_LR] = multiplier
                 if start is not None:
                     settings["start"] = start.cell(scheme, seed).settings
                 cells[task_name, scheme, rate, seed] = Cell(

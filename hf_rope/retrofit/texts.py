@@ -1,6 +1,5 @@
 """Texts, and the batches that are drawn from them: short pieces or long ones, padded, each batch by its number."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from .. import text_files
 from .recipe import Recipe
 
 Source = list[str]
@@ -42,29 +42,13 @@ def read_texts(names: Sequence[str]) -> list[Source]:
 def texts_of(name: str) -> Iterator[str]:
     path = Path(name)
     if path.suffix == ".txt" and path.is_file():
-        return iter(read(path).splitlines())
+        return iter(text_files.read_text(path).splitlines())
     if path.suffix == ".jsonl" and path.is_file():
-        return rows_of(path)
+        return text_files.read_texts(path)
     if path.is_file() or path.suffix in (".txt", ".jsonl"):
         what = f"ends in {path.suffix!r}" if path.is_file() else "is not there, or is no file"
         raise ValueError(f"{name} {what}: texts are .txt or .jsonl files, or the name of a data set.")
     return rows_of_dataset(name)
-
-
-def read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error}): save it as such.") from None
-
-
-def rows_of(path: Path) -> Iterator[str]:
-    for number, line in enumerate(read(path).split("\n"), start=1):
-        if line.strip():
-            try:
-                yield json.loads(line)["text"] + ""
-            except (json.JSONDecodeError, KeyError, TypeError):
-                raise ValueError(f"Line {number} of {path} is no JSON object with a text in its `text`.") from None
 
 
 def rows_of_dataset(name: str) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """Tasks over labelled texts, which are read byte by byte."""
 
-import json
 import statistics
 from abc import abstractmethod
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from transformers import (
     default_data_collator,
 )
 
+from ...text_files import read_rows
 from .base import NO_LABEL, Example, Examples, epochs
 from .byte_files import ByteFiles
 
@@ -51,13 +51,18 @@ class Labelled(ByteFiles):
     def load(self, paths):
         self.rows: dict[str, list[Row]] = {}
         for split in ("train", "validation"):
-            lines = [line for name in getattr(self, split) for line in paths[name].read_text("utf-8").splitlines()]
-            self.rows[split] = [json.loads(line) for line in lines if line.strip()]
+            self.rows[split] = [row for name in getattr(self, split) for row in read_rows(paths[name])]
             if not self.rows[split]:
                 raise ValueError(f"{split} has no rows.")
             for number, row in enumerate(self.rows[split], 1):
                 if lacking := [key for key in (*self.texts, self.label) if key not in row]:
                     raise ValueError(f"row {number} of {split} has no {lacking[0]!r}; it has: {', '.join(row)}.")
+                for key in self.texts:
+                    try:
+                        self.encode(self.text(row[key]))
+                    except (AttributeError, TypeError):
+                        found = repr(row[key])
+                        raise ValueError(f"row {number} of {split} has {found[:40]} in {key!r}, no text.") from None
         self.read_labels()
 
     @abstractmethod

@@ -1,6 +1,5 @@
 """Language modelling over the bytes of text files, by PerceiverTokenizer's numbers."""
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import (
     default_data_collator,
 )
 
+from ... import text_files
 from ...masking import BatchSeededMasking
 from .base import NO_LABEL, Example, Examples, epochs
 from .byte_files import ByteFiles
@@ -23,10 +23,7 @@ from .byte_files import ByteFiles
 
 def read_text(path: Path) -> str:
     """A text file, or the `text` of each row of a .jsonl file, with a line break between."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".jsonl":
-        return "\n".join(json.loads(line)["text"] for line in text.splitlines() if line.strip())
-    return text
+    return "\n".join(text_files.read_texts(path)) if path.suffix == ".jsonl" else text_files.read_text(path)
 
 
 @strict

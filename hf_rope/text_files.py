@@ -1,0 +1,47 @@
+"""Texts and labelled rows in files that a user names; what cannot be used is refused in one sentence."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def read_text(path: Path) -> str:
+    """A text file's content.
+
+    Raises:
+        ValueError: it is not in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}): save it as such.") from None
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a .jsonl file, a JSON object a line; empty lines are left out.
+
+    Raises:
+        ValueError: a line holds anything else.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"Line {number} of {path} is no JSON ({error}).") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"Line {number} of {path} holds {line.strip()[:40]!r}; it must hold a JSON object.")
+            yield row
+
+
+def read_texts(path: Path) -> Iterator[str]:
+    """The `text` of each row of a .jsonl file.
+
+    Raises:
+        ValueError: as `read_rows`, or a row has no text there.
+    """
+    for number, row in enumerate(read_rows(path), start=1):
+        if not isinstance(row.get("text"), str):
+            raise ValueError(f"Row {number} of {path} has no text in its `text`; it has: {', '.join(row)}.")
+        yield row["text"]
