@@ -47,9 +47,9 @@ class Start:
 
         How attention is computed is no property of a model: what is fast at one length need not be at another.
         """
-        keys = {**self.task.config(), **self.study.config_keys[self.schemes[scheme]]}
-        own = {"max_position_embeddings", *self.study.config_keys[self.schemes[scheme]]} - {"attn_implementation"}
-        return {key: value for key, value in keys.items() if key in own}
+        rows = {key: value for key, value in self.task.config().items() if key == "max_position_embeddings"}
+        keys = {**rows, **self.study.config_keys[self.schemes[scheme]]}
+        return {key: value for key, value in keys.items() if key != "attn_implementation"}
 
     def require_place(self, scheme: str, model: PreTrainedModel) -> None:
         """Raises ValueError where a model has no place for some of the encoder's weights that it starts from."""
