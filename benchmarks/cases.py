@@ -233,7 +233,12 @@ def scheme_model(scheme: str, attn_implementation: str | None = None, **changes)
     return hf_rope.HfRopeModel._from_config(config, attn_implementation=attn_implementation).eval()
 
 
-COSTS = {"learned": 1.01, "sinusoidal": 1.01, "rotary": 1.02, "alibi": 1.06, "t5": 1.06, "tupe": 1.06}
+COSTS = {
+    "learned": 1.01,
+    "sinusoidal": 1.01,
+    "rotary": 1.02,
+    **dict.fromkeys(("alibi", "kerple", "fire", "t5", "tupe"), 1.06),
+}
 COSTS |= {"relative_key": 1.2, "shaw (keys only)": 1.2, "relative_key_query": 1.4, "transformer_xl": 1.4}
 COSTS |= {"deberta": 1.4, "shaw": 1.6}
 COSTS_IN_BFLOAT16 = {"deberta": 1.35}

@@ -169,7 +169,7 @@ def test_positions_learn_at_the_rate_that_a_study_gives(multiplier, tmp_path):
     trainer.create_optimizer_and_scheduler(num_training_steps=4)
     table = {*trainer.model.base_model.position.parameters()}
     (rate,) = {group["initial_lr"] for group in trainer.optimizer.param_groups if table & {*group["params"]}}
-    assert rate == pytest.approx(1e-2 * (30 if multiplier is None else multiplier))
+    assert rate == pytest.approx(1e-2 * (100 if multiplier is None else multiplier))
     assert cell.settings.get("position_lr_multiplier") == multiplier
 
 

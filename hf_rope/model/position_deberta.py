@@ -1,6 +1,7 @@
 """Disentangled attention: He et al. 2020 (DeBERTa, arXiv 2006.03654), eq. 4; RoFormer eq. 10."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -22,6 +23,7 @@ class DebertaPosition(ContentScheme, WithAbsoluteTable):
     """
 
     kind = "RPE"
+    lr_multipliers: ClassVar = {"embeddings": 30.0}
 
     @strict
     @dataclass

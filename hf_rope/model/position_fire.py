@@ -30,11 +30,11 @@ class FirePosition(DistanceBias):
 
     kind = "RPE"
     lr_multipliers: ClassVar = {
-        "hidden": 30.0,
-        "hidden_bias": 30.0,
-        "output": 30.0,
-        "rate": 30.0,
-        "log_threshold": 30.0,
+        "hidden": 100.0,
+        "hidden_bias": 100.0,
+        "output": 100.0,
+        "rate": 100.0,
+        "log_threshold": 100.0,
     }
 
     @strict

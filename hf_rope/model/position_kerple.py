@@ -1,7 +1,7 @@
 """Kernelised distances: Chi et al. 2022 (KERPLE, arXiv 2205.09921), the logarithmic and the power kernel."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -20,6 +20,7 @@ class KerplePosition(DistanceBias):
     """
 
     kind = "RPE"
+    lr_multipliers: ClassVar = {"r1": 100.0, "r2": 100.0}
 
     @strict
     @dataclass

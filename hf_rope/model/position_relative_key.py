@@ -1,5 +1,7 @@
 """Distances times queries (Shaw 2018, eq. 4, unclipped) and keys (Huang et al. 2020, arXiv 2009.13658, method 4)."""
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
@@ -47,6 +49,8 @@ class RelativeKeyPosition(ContentScheme):
 
 class LayerRelativeKey(ContentScore):
     """One layer's table."""
+
+    lr_multipliers: ClassVar = {"distance_embeddings": 30.0}
 
     def __init__(self, config):
         super().__init__(config)

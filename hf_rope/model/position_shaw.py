@@ -52,7 +52,7 @@ class ShawPosition(ContentScheme):
 class LayerShaw(ContentScore):
     """One layer's tables."""
 
-    lr_multipliers: ClassVar = {"relative_keys": 10.0, "relative_values": 10.0}
+    lr_multipliers: ClassVar = {"relative_keys": 30.0, "relative_values": 30.0}
 
     def __init__(self, config, options):
         super().__init__(config)

@@ -20,7 +20,7 @@ class T5Position(DistanceBias, WithAbsoluteTable):
     """
 
     kind = "RPE"
-    lr_multipliers: ClassVar = {"bias": 30.0}
+    lr_multipliers: ClassVar = {"bias": 100.0}
 
     @strict
     @dataclass

@@ -1,5 +1,7 @@
 """Transformer-XL's relative sinusoids: Dai et al. 2019 (arXiv 1901.02860), section 3.3; RoFormer eq. 7."""
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -47,6 +49,8 @@ class TransformerXLPosition(ContentScheme):
 
 class LayerTransformerXL(ContentScore):
     """One layer's W_R, u and v. `relative` is W_R, a parameter and no linear layer, since it is applied either way."""
+
+    lr_multipliers: ClassVar = {"content_bias": 30.0, "position_bias": 30.0}
 
     def __init__(self, config):
         super().__init__(config)

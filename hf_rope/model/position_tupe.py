@@ -1,6 +1,7 @@
 """Untied positions: Ke et al. 2020 (TUPE, arXiv 2006.15595), eq. 7 and 8, section 3.2; RoFormer eq. 9."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -20,6 +21,7 @@ class TupePosition(PositionScheme):
     """
 
     kind = "APE+RPE"
+    lr_multipliers: ClassVar = {"bias": 100.0}
     score = "distance"
 
     @strict
@@ -39,8 +41,7 @@ class TupePosition(PositionScheme):
         self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.query = nn.Linear(size, size, bias=False)
         self.key = nn.Linear(size, size, bias=False)
-        if self.options.relative_bias:
-            self.bias = nn.Embedding(self.options.num_buckets, self.num_heads)
+        self.bias = nn.Embedding(self.options.num_buckets, self.num_heads) if self.options.relative_bias else None
 
     @classmethod
     def check(cls, config, options):
