@@ -171,6 +171,7 @@ def test_positions_learn_at_the_rate_that_a_study_gives(multiplier, tmp_path):
     (rate,) = {group["initial_lr"] for group in trainer.optimizer.param_groups if table & {*group["params"]}}
     assert rate == pytest.approx(1e-2 * (100 if multiplier is None else multiplier))
     assert cell.settings.get("position_lr_multiplier") == multiplier
+    assert cell.settings["lr_multipliers"] == ({"bias": 100.0} if multiplier is None else {})
 
 
 def test_the_attention_that_a_study_gives_is_the_models():

@@ -256,20 +256,21 @@ class Study:
             full = {key: getattr(config, key) for key in written_out}
             start = self.start_of(scheme)
             for rate, seed in product(self.learning_rates, self.seeds):
+                multiplier = self.given_schemes[scheme.removesuffix(FROM_SCRATCH)].get(POSITION_LR)
                 settings = {
                     "task": {"kind": self.tasks[task_name]["kind"], **asdict(task)},  # type: ignore[call-overload]
                     "files": hashes[task_name],
                     "config": {**keys, **{key: value for key, value in full.items() if value}},
                     "seed": seed,
                     "learning_rate": rate,
-                    "lr_multipliers": lr_multipliers(config),
+                    "lr_multipliers": lr_multipliers(config) if multiplier is None else {},
                     "steps": self.steps,
                     "tokens_per_step": self.tokens_per_step or self.sequences_per_step * task.length,  # type: ignore
                     "evaluate_every": self.evaluate_every,
                     "precision": self.precision,
                     "training": self.training,
                 }
-                if (multiplier := self.given_schemes[scheme.removesuffix(FROM_SCRATCH)].get(POSITION_LR)) is not None:
+                if multiplier is not None:
                     settings[POSITION_LR] = multiplier
                 if start is not None:
                     settings["start"] = start.cell(scheme, seed).settings
