@@ -27,6 +27,8 @@ def named(metric: str) -> str:
 def draw(summary: dict[str, Any], folder: Path) -> list[str]:
     """Writes the figures that the study has something to show in; returns the names of the files."""
     study, figures = summary["study"], {}
+    if not any(map(is_begun, summary["tasks"].values())):
+        return []
     if study["steps"]:
         figures["curves.png"] = draw_curves(summary)
     if study["threshold"] is not None and len(lengths(summary)) > 1:
@@ -42,6 +44,11 @@ def draw(summary: dict[str, Any], folder: Path) -> list[str]:
     return [*figures]
 
 
+def is_begun(task: dict[str, Any]) -> bool:
+    """Whether a cell of the task is finished."""
+    return any(found["evaluations"] for found in task["schemes"].values())
+
+
 def finds(summary: dict[str, Any], key: str) -> list[str]:
     """The tasks in which some scheme has a score."""
     return [
@@ -52,11 +59,11 @@ def finds(summary: dict[str, Any], key: str) -> list[str]:
 
 
 def styles(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """A colour and a marker for each scheme, the same in all figures."""
+    """A colour, a line and a marker for each scheme, the same in all figures."""
     names = list(dict.fromkeys(name for task in summary["tasks"].values() for name in task["schemes"]))
-    colours = colormaps["tab20" if len(names) > 10 else "tab10"]
+    colours = colormaps["tab10"]
     return {
-        name: {"color": colours(i % colours.N), "linestyle": "-" if i < colours.N else "--", "marker": "os^vD"[i % 5]}
+        name: {"color": colours(i % 10), "linestyle": ("-", "--", ":", "-.")[i // 10 % 4], "marker": "os^vD"[i % 5]}
         for i, name in enumerate(names)
     }
 
@@ -114,7 +121,7 @@ def label_first(axes: Axes, label: str) -> None:
 
 def draw_curves(summary: dict[str, Any]) -> Figure:
     """The validation curve of each scheme: the mean over its seeds, with their range as a band."""
-    figure, places = panels(summary["tasks"])
+    figure, places = panels(name for name, task in summary["tasks"].items() if is_begun(task))
     style = styles(summary)
     for name, axes in places.items():
         task = summary["tasks"][name]
@@ -174,7 +181,7 @@ def draw_steps(summary: dict[str, Any]) -> Figure:
 
 def draw_lengths(summary: dict[str, Any]) -> Figure:
     """The score of each scheme at the lengths of training (the first point) and at the longer ones."""
-    figure, places = panels(summary["tasks"])
+    figure, places = panels(name for name, task in summary["tasks"].items() if is_begun(task))
     style = styles(summary)
     for name, axes in places.items():
         task, settings = summary["tasks"][name], summary["study"]["tasks"][name]

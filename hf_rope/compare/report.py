@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from .cell import write_json
-from .figures import draw, named
+from .figures import draw, is_begun, named
 from .runner import STUDY
 from .study import START
 from .summary import rank, summarise
 
 DIGITS = 3
+MOST_NAMED = 12
+"""So many cells that are not finished are named, those that failed always."""
 CAPTIONS = {
     "curves.png": "Learning curves: the mean over seeds, and their range as a band",
     "steps_to_threshold.png": "Steps to the threshold against the length",
@@ -42,9 +44,10 @@ def markdown(summary: dict[str, Any], figures: Sequence[str]) -> str:
     """The report's text."""
     parts = [f"# {summary['question']}", budget(summary["study"]), *state(summary)]
     parts += [f"![{CAPTIONS[name]}]({name})" for name in figures]
-    if len(summary["tasks"]) > 1:
-        parts.append(overview(summary))
-    for name, task in summary["tasks"].items():
+    begun = {name: task for name, task in summary["tasks"].items() if is_begun(task)}
+    if len(begun) > 1:
+        parts.append(overview(begun))
+    for name, task in begun.items():
         parts += [f"## {name}", table(summary, task)]
         if len(summary["study"]["learning_rates"]) > 1:
             parts += [rates(summary, task)]
@@ -75,10 +78,13 @@ def count(number: int, noun: str) -> str:
 
 def state(summary: dict[str, Any]) -> list[str]:
     """Which cells there are not."""
+    missing, failed = summary["cells_missing"], summary["cells_failed"]
     parts = []
-    for what, cells in (("not finished", summary["cells_missing"]), ("failed", summary["cells_failed"])):
-        if cells:
-            parts.append(f"**{count(len(cells), 'cell')} {what}**: {', '.join(cells)}.")
+    if missing:
+        names = f": {', '.join(missing)}" if len(missing) <= MOST_NAMED else ""
+        parts.append(f"**{count(len(missing), 'cell')} not finished**, {summary['cells_finished']:,} are{names}.")
+    if failed:
+        parts.append(f"**{count(len(failed), 'cell')} failed**: {', '.join(failed)}.")
     return parts
 
 
@@ -106,16 +112,16 @@ def score(found: dict[str, Any], evaluation: str, metric: str, long: bool = True
     return f"{mean} ({row['lowest']:.{DIGITS}f} to {row['highest']:.{DIGITS}f})"
 
 
-def overview(summary: dict[str, Any]) -> str:
+def overview(tasks: dict[str, dict[str, Any]]) -> str:
     """The means of all tasks side by side."""
-    schemes = list(dict.fromkeys(name for task in summary["tasks"].values() for name in task["schemes"]))
-    head = ["scheme", *(f"{name}: {named(task['metric'])}" for name, task in summary["tasks"].items())]
+    schemes = list(dict.fromkeys(name for task in tasks.values() for name in task["schemes"]))
+    head = ["scheme", *(f"{name}: {named(task['metric'])}" for name, task in tasks.items())]
     rows = []
     for scheme in schemes:
-        found = [(task, task["schemes"].get(scheme)) for task in summary["tasks"].values()]
+        found = [(task, task["schemes"].get(scheme)) for task in tasks.values()]
         scores = [score(each, "validation", task["metric"], False) if each else "left out" for task, each in found]
         rows.append([f"`{scheme}`", *scores])
-    frequencies = [baseline(task, "validation", task["metric"]) for task in summary["tasks"].values()]
+    frequencies = [baseline(task, "validation", task["metric"]) for task in tasks.values()]
     return "## All tasks\n\n" + rows_to_table(head, [*rows, ["frequencies alone", *frequencies]])
 
 
@@ -179,22 +185,23 @@ def rates(summary: dict[str, Any], task: dict[str, Any]) -> str:
 
 
 def words(task: dict[str, Any], evaluation: str) -> str:
-    """Which schemes can be told apart, a line each."""
-    where = "" if evaluation == "validation" else f" at {evaluation} tokens"
+    """Which schemes can be told apart: a line for each, the best first, about those that come after it."""
     pairs = task["differences"][evaluation]
     if not pairs:
         return ""
+    where = "" if evaluation == "validation" else f" at {evaluation} tokens"
+    if all(len(row["seeds"]) == 1 for row in pairs):
+        return f"Nothing is told apart{where}: every two schemes have one seed in common."
     lines = [f"Told apart{where} (the ranges of the seeds do not overlap, and the bootstrap interval excludes 0):", ""]
-    for scheme in rank(task, evaluation):
-        beaten = [row["worse"] for row in pairs if row["better"] == scheme and row["separate"]]
-        alike = [
-            row["worse"] if row["better"] == scheme else row["better"]
-            for row in pairs
-            if scheme in (row["better"], row["worse"]) and not row["separate"]
-        ]
-        said = [f"better than {listed(beaten)}"] if beaten else []
-        said += [f"not told apart from {listed(alike)}"] if alike else []
-        lines.append(f"- `{scheme}`: {'; '.join(said) or 'worse than all others'}.")
+    apart = {(row["better"], row["worse"]) for row in pairs if row["separate"]}
+    ranked = rank(task, evaluation)
+    for place, scheme in enumerate(ranked[:-1], start=1):
+        alike = [name for name in ranked[place:] if (scheme, name) not in apart]
+        if len(alike) == len(ranked) - place:
+            said = f"not told apart from {listed(alike)}"
+        else:
+            said = "better than all that follow" + (f", but for {listed(alike)}" if alike else "")
+        lines.append(f"- `{scheme}`: {said}.")
     return "\n".join(lines)
 
 

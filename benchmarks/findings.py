@@ -1,0 +1,72 @@
+"""`python -m benchmarks.findings`: every report and figure of the studies anew, from the results that are kept here.
+
+It also writes what each scheme reached into its card.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hf_rope import SCHEMES
+from hf_rope.compare import report
+from hf_rope.compare.figures import named
+from hf_rope.compare.report import rows_to_table, score
+from hf_rope.compare.runner import STUDY
+from hf_rope.compare.summary import rank, summarise
+
+RESULTS = Path(__file__).parent / "results"
+CARDS = Path(__file__).parents[1] / "model_cards"
+HEADING, NEXT = "## In the studies\n", "## Training data\n"
+
+
+def folders() -> list[Path]:
+    """Those of the studies that have results."""
+    return sorted(path.parent for path in RESULTS.glob(f"*/{STUDY}"))
+
+
+def rows(scheme: str, summary: dict[str, Any], link: str) -> Iterator[list[str]]:
+    """What a scheme reached in a study, beside the best one, a row for each task."""
+    for name, task in summary["tasks"].items():
+        ranked = rank(task, "validation")
+        if scheme in ranked:
+            best = task["schemes"][ranked[0]]
+            yield [
+                link,
+                f"{name}: {named(task['metric'])}",
+                score(task["schemes"][scheme], "validation", task["metric"]),
+                f"`{ranked[0]}` {score(best, 'validation', task['metric'])}",
+                str(len(task["schemes"][scheme]["seeds"])),
+            ]
+
+
+def section(scheme: str, summaries: dict[str, dict[str, Any]]) -> str:
+    """The table of a scheme's card."""
+    found = [
+        row
+        for name, summary in summaries.items()
+        for row in rows(scheme, summary, f"[{name}](../benchmarks/results/{name}/report.md)")
+    ]
+    head = ["study", "task", "this scheme", "the best", "seeds"]
+    intro = "Small models at a small budget, the mean over seeds and their range; [the findings](../docs/findings.md)"
+    return f"{intro} say\nwhich differences hold.\n\n{rows_to_table(head, found)}"
+
+
+def with_section(card: str, text: str) -> str:
+    """A card with its section on the studies."""
+    card = re.sub(f"{HEADING}.*?(?={NEXT})", "", card, flags=re.DOTALL)
+    return card.replace(NEXT, f"{HEADING}{text}\n\n{NEXT}")
+
+
+def main() -> None:
+    for folder in folders():
+        report(folder)
+        print(folder.name)
+    summaries = {folder.name: summarise(folder) for folder in folders()}
+    for scheme in SCHEMES:
+        path = CARDS / f"{scheme}.md"
+        path.write_text(with_section(path.read_text(encoding="utf-8"), section(scheme, summaries)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
