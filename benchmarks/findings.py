@@ -18,6 +18,9 @@ from hf_rope.compare.summary import rank, summarise
 RESULTS = Path(__file__).parent / "results"
 CARDS = Path(__file__).parents[1] / "model_cards"
 HEADING, NEXT = "## In the studies\n", "## Training data\n"
+INTRODUCTION = """\
+What it reached in small models at a small budget: the mean over seeds, with their range.
+[The findings](../docs/findings.md) say which differences hold."""
 
 
 def folders() -> list[Path]:
@@ -48,8 +51,7 @@ def section(scheme: str, summaries: dict[str, dict[str, Any]]) -> str:
         for row in rows(scheme, summary, f"[{name}](../benchmarks/results/{name}/report.md)")
     ]
     head = ["study", "task", "this scheme", "the best", "seeds"]
-    intro = "Small models at a small budget, the mean over seeds and their range; [the findings](../docs/findings.md)"
-    return f"{intro} say\nwhich differences hold.\n\n{rows_to_table(head, found)}"
+    return f"{INTRODUCTION}\n\n{rows_to_table(head, found)}"
 
 
 def with_section(card: str, text: str) -> str:

@@ -15,7 +15,7 @@ import hf_rope
 project = "hf_rope"
 version = release = hf_rope.__version__
 root_doc = "docs/index"
-include_patterns = ["docs/*.md", "model_cards/*.md", "examples/data/README.md", "*.md"]
+include_patterns = ["*.md", "docs/*.md", "model_cards/*.md", "examples/data/*.md", "benchmarks/results/*/*.md"]
 exclude_patterns = [".*", "build", "dist", "docs/_build", "runs"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]

@@ -63,7 +63,7 @@ def styles(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
     names = list(dict.fromkeys(name for task in summary["tasks"].values() for name in task["schemes"]))
     colours = colormaps["tab10"]
     return {
-        name: {"color": colours(i % 10), "linestyle": ("-", "--", ":", "-.")[i // 10 % 4], "marker": "os^vD"[i % 5]}
+        name: {"color": colours(i % 10), "linestyle": ("-", "--", ":", "-.")[i // 10 % 4], "marker": "os^vDPX"[i % 7]}
         for i, name in enumerate(names)
     }
 
