@@ -81,8 +81,8 @@ def state(summary: dict[str, Any]) -> list[str]:
     missing, failed = summary["cells_missing"], summary["cells_failed"]
     parts = []
     if missing:
-        names = f": {', '.join(missing)}" if len(missing) <= MOST_NAMED else ""
-        parts.append(f"**{count(len(missing), 'cell')} not finished**, {summary['cells_finished']:,} are{names}.")
+        few = len(missing) <= MOST_NAMED
+        parts.append(f"**{count(len(missing), 'cell')} not finished**" + (f": {', '.join(missing)}." if few else "."))
     if failed:
         parts.append(f"**{count(len(failed), 'cell')} failed**: {', '.join(failed)}.")
     return parts
