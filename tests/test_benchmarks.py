@@ -1,8 +1,6 @@
 """The benchmark's own arithmetic; its timings are no tests."""
 
 import itertools
-import json
-import sys
 import time
 from types import SimpleNamespace
 
@@ -10,7 +8,8 @@ import pytest
 import torch
 from transformers import BertTokenizer
 
-from benchmarks import cases, learning, measure, packing, retrofit
+from benchmarks import cases, measure, packing, retrofit
+from hf_rope.text_files import read_texts
 
 
 def test_ratio_is_the_others_time_over_ours():
@@ -35,7 +34,7 @@ def test_half_real_batches_are_half_real(shape):
 
 
 def test_real_batches_are_padded_to_the_longest():
-    texts = [row["text"] for row in cases.read(cases.TEXTS)[:64]]
+    texts = [*read_texts(cases.TEXTS)][:64]
     for batch in itertools.islice(cases.real(texts), 2):
         assert batch["attention_mask"].sum(1).max() == batch["input_ids"].shape[1]
 
@@ -48,18 +47,6 @@ def test_unequal_models_are_refused():
     cases.check_equal(models[0], models[0], cases.full(1, 4))
     with pytest.raises(AssertionError):
         cases.check_equal(*models, cases.full(1, 4))
-
-
-def test_learning_differs_by_the_rate_of_positions_alone(tmp_path, monkeypatch):
-    for split in ("train", "validation"):
-        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"text": "The ship went down at sea. " * 20}))
-    options = ["--multiplier", "1", "1", "30", "--steps", "2", "--warmup", "0", "--output", f"{tmp_path}/found.jsonl"]
-    monkeypatch.setattr(learning, "BYTES_A_STEP", 64)
-    monkeypatch.setitem(learning.SIZES, "num_hidden_layers", 1)
-    monkeypatch.setattr(sys, "argv", ["learning", str(tmp_path), "--position", "t5", *options])
-    learning.main()
-    first, again, faster = (json.loads(line)["losses"]["2"] for line in (tmp_path / "found.jsonl").open())
-    assert first == again != faster
 
 
 class BagOfWords:

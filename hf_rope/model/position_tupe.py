@@ -69,7 +69,7 @@ class TupePosition(PositionScheme):
             from_cls, to_cls = (query * key).sum(-1)[..., None].unbind(-2)
             term = torch.where(places.keys[:, None, None, :] == 0, to_cls[..., None], term)
             term = torch.where(places.queries[:, None, :, None] == 0, from_cls[..., None], term)
-        if self.options.relative_bias:
+        if self.bias is not None:
             buckets = bucket(distances(places), self.options.num_buckets, self.options.max_distance)
             term = term + self.bias(buckets).permute(0, 3, 1, 2).to(term.device)
         return term
