@@ -13,7 +13,7 @@ from hf_rope.compare import report
 from hf_rope.compare.figures import named
 from hf_rope.compare.report import rows_to_table, score
 from hf_rope.compare.runner import STUDY
-from hf_rope.compare.summary import rank, summarise
+from hf_rope.compare.summary import rank
 
 RESULTS = Path(__file__).parent / "results"
 CARDS = Path(__file__).parents[1] / "model_cards"
@@ -61,10 +61,8 @@ def with_section(card: str, text: str) -> str:
 
 
 def main() -> None:
-    for folder in folders():
-        report(folder)
-        print(folder.name)
-    summaries = {folder.name: summarise(folder) for folder in folders()}
+    summaries = {folder.name: report(folder) for folder in folders()}
+    print(*summaries, sep="\n")
     for scheme in SCHEMES:
         path = CARDS / f"{scheme}.md"
         path.write_text(with_section(path.read_text(encoding="utf-8"), section(scheme, summaries)), encoding="utf-8")

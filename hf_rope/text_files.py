@@ -24,6 +24,11 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: a line holds anything else.
     """
+    return (row for _, row in numbered_rows(path))
+
+
+def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """As `read_rows`, each with the number of its line."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             try:
@@ -32,7 +37,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
                 raise ValueError(f"Line {number} of {path} is no JSON ({error}).") from None
             if not isinstance(row, dict):
                 raise ValueError(f"Line {number} of {path} holds {line.strip()[:40]!r}; it must hold a JSON object.")
-            yield row
+            yield number, row
 
 
 def read_texts(path: Path) -> Iterator[str]:
@@ -41,7 +46,7 @@ def read_texts(path: Path) -> Iterator[str]:
     Raises:
         ValueError: as `read_rows`, or a row has no text there.
     """
-    for number, row in enumerate(read_rows(path), start=1):
+    for number, row in numbered_rows(path):
         if not isinstance(row.get("text"), str):
-            raise ValueError(f"Row {number} of {path} has no text in its `text`; it has: {', '.join(row)}.")
+            raise ValueError(f"Line {number} of {path} has no text in its `text`; it has: {', '.join(row)}.")
         yield row["text"]

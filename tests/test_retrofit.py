@@ -271,10 +271,10 @@ FILES = {
     "latin.txt": ("Gruß\nund\n".encode("latin-1"), r"latin.txt is no text in UTF-8"),
     "empty.txt": (b"\n\n", r"empty.txt holds 0 characters in one text or none"),
     "one.txt": (b"a single line", r"some text has to be held out: it takes two texts, or one of more than 4000 char"),
-    "rows.jsonl": (b'{"text": "a"}\n{"words": "b"}', r"Row 2 of .* has no text in its `text`; it has: words\."),
-    "number.jsonl": (b'{"text": 3}', r"Row 1 of .* has no text in its `text`; it has: text\."),
+    "rows.jsonl": (b'{"text": "a"}\n\n{"words": "b"}', r"Line 3 of .* has no text in its `text`; it has: words\."),
+    "number.jsonl": (b'{"text": 3}', r"Line 1 of .* has no text in its `text`; it has: text\."),
     "list.jsonl": (b'["a"]', r"Line 1 of .* holds '\[\"a\"\]'; it must hold a JSON object\."),
-    "broken.jsonl": (b'{"text": "a"', r"Line 1 of .* is no JSON"),
+    "broken.jsonl": (b'{"text": "a"', r"Line 1 of .* is no JSON \("),
     "no/such": (None, r"no/such is no file, and as a data set it cannot be loaded"),
 }
 

@@ -58,11 +58,9 @@ class Labelled(ByteFiles):
                 if lacking := [key for key in (*self.texts, self.label) if key not in row]:
                     raise ValueError(f"row {number} of {split} has no {lacking[0]!r}; it has: {', '.join(row)}.")
                 for key in self.texts:
-                    try:
-                        self.encode(self.text(row[key]))
-                    except (AttributeError, TypeError):
+                    if not self.is_text(row[key]):
                         found = repr(row[key])
-                        raise ValueError(f"row {number} of {split} has {found[:40]} in {key!r}, no text.") from None
+                        raise ValueError(f"row {number} of {split} has {found[:40]} in {key!r}, no text.")
         self.read_labels()
 
     @abstractmethod
@@ -88,6 +86,10 @@ class Labelled(ByteFiles):
             first, second[0] if second else None, truncation="longest_first", max_length=length, padding="max_length"
         )
         return {key: torch.tensor(numbers) for key, numbers in encoded.items()} | {"labels": self.target(row, length)}
+
+    def is_text(self, content: Any) -> bool:
+        """Whether a field holds what `text` reads."""
+        return isinstance(content, str)
 
     def text(self, content: Any) -> str:
         """The text that a field holds."""
@@ -200,6 +202,9 @@ class TokenClassification(Labelled):
 
     def config(self):
         return {**super().config(), "num_labels": len(self.classes)}
+
+    def is_text(self, content):
+        return isinstance(content, list) and all(isinstance(word, str) for word in content)
 
     def text(self, content):
         return " ".join(content)
