@@ -16,6 +16,7 @@ from hf_rope.compare import cell as cells
 from hf_rope.compare import compare, report
 from hf_rope.compare.cell import CELLS, COMPLETE, PROGRESS, RESULT, read_result, run_cell
 from hf_rope.compare.choice import choose_rate
+from hf_rope.compare.figures import draw_scores
 from hf_rope.compare.runner import write_study
 from hf_rope.compare.study import make_study
 from hf_rope.compare.summary import summarise
@@ -191,9 +192,10 @@ def test_the_reports_numbers_are_those_of_the_results(finished):
         assert f"| `{scheme}` | {row['mean']:.3f} ({min(losses):.3f} to {max(losses):.3f}) |" in text
 
 
-def made_up(folder: Path, losses: dict[str, list[float | None]]) -> dict:
-    """The report of a study in which each scheme's seeds reached these losses."""
-    study = make_study(tiny_study(schemes=[*losses], seeds=[0, 1, 2], learning_rates=[1e-2], tasks={"a": ANSWERS}))
+def made_up(folder: Path, losses: dict[str, list[float | None]], tasks: str = "a") -> dict:
+    """The report of a study in which each scheme's seeds reached these losses, in each task alike."""
+    answers = dict.fromkeys(tasks, ANSWERS)
+    study = make_study(tiny_study(schemes=[*losses], seeds=[0, 1, 2], learning_rates=[1e-2], tasks=answers))
     template = {
         "curve": {"step": [2]},
         "baseline": {},
@@ -233,6 +235,15 @@ def test_what_does_not_overlap_is_told_apart_and_nothing_else(tmp_path):
     assert row["difference"] == pytest.approx(0.3)
     assert row["interval"][0] == pytest.approx(0.2)
     assert row["interval"][1] == pytest.approx(0.4)
+
+
+def test_many_tasks_are_drawn_as_one_table_of_scores(tmp_path):
+    summary = made_up(tmp_path, {"rotary": [0.9, 0.8, 0.86], "none": [0.1, None, 0.2]}, tasks="abcd")
+    assert {path.name for path in tmp_path.glob("*.png")} == {"curves.png", "scores.png"}
+    (panel,) = draw_scores(summary).axes
+    assert [text.get_text() for text in panel.texts] == ["0.85"] * 4 + ["-"] * 4
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["rotary", "none"]
+    assert [label.get_text() for label in panel.get_xticklabels()] == [*"abcd"]
 
 
 def test_one_seed_tells_nothing_apart(study_folder):

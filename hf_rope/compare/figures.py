@@ -1,5 +1,6 @@
 """The figures of a study, drawn from its summary alone."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ def draw(summary: dict[str, Any], folder: Path) -> list[str]:
         figures["curves.png"] = draw_curves(summary)
     if study["threshold"] is not None and len(lengths(summary)) > 1:
         figures["steps_to_threshold.png"] = draw_steps(summary)
-    if any(task.get("test_lengths") for task in study["tasks"].values()):
+    if has_many_scores(summary):
+        figures["scores.png"] = draw_scores(summary)
+    elif any(task.get("test_lengths") for task in study["tasks"].values()):
         figures["by_length.png"] = draw_lengths(summary)
     if finds(summary, "loss_by_place"):
         figures["by_place.png"] = draw_places(summary)
@@ -47,6 +50,12 @@ def draw(summary: dict[str, Any], folder: Path) -> list[str]:
 def is_begun(task: dict[str, Any]) -> bool:
     """Whether a cell of the task is finished."""
     return any(found["evaluations"] for found in task["schemes"].values())
+
+
+def has_many_scores(summary: dict[str, Any]) -> bool:
+    """Whether there are more tasks than lines are drawn for, all with scores that are 1 at best."""
+    tasks = [task for task in summary["tasks"].values() if is_begun(task)]
+    return len(tasks) > COLUMNS and all(task["higher_is_better"] for task in tasks)
 
 
 def finds(summary: dict[str, Any], key: str) -> list[str]:
@@ -201,6 +210,42 @@ def draw_lengths(summary: dict[str, Any]) -> Figure:
         label_first(axes, named(task["metric"]))
     add_legend(figure, places)
     return figure
+
+
+def draw_scores(summary: dict[str, Any]) -> Figure:
+    """The mean score of each scheme at each task, as a number on its colour: a panel for each length."""
+    tasks = {name: task for name, task in summary["tasks"].items() if is_begun(task)}
+    schemes = [*styles(summary)]
+    sets = list(
+        dict.fromkeys(
+            key for task in tasks.values() for scheme in task["schemes"].values() for key in scheme["evaluations"]
+        )
+    )
+    titles = {key: "as in training" if key == "validation" else f"{key} tokens" for key in sets}
+    figure = Figure(figsize=(2.2 + 0.62 * len(tasks) * len(sets), 1.9 + 0.27 * len(schemes)), layout="constrained")
+    for panel, key in zip(figure.subplots(1, len(sets), squeeze=False, sharey=True).flat, sets, strict=True):
+        means = [[mean_score(task, scheme, key) for task in tasks.values()] for scheme in schemes]
+        panel.imshow(
+            [[math.nan if mean is None else mean for mean in row] for row in means],
+            cmap="viridis",
+            vmin=0,
+            vmax=1,
+            aspect="auto",
+        )
+        for y, row in enumerate(means):
+            for x, mean in enumerate(row):
+                text, dark = ("-", False) if mean is None else (f"{mean:.2f}", mean < 0.6)
+                panel.text(x, y, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+        panel.set_title(titles[key], fontsize=10)
+        panel.set_xticks(range(len(tasks)), [*tasks], rotation=45, ha="right", fontsize=8)
+        panel.set_yticks(range(len(schemes)), schemes, fontsize=8)
+    return figure
+
+
+def mean_score(task: dict[str, Any], scheme: str, evaluation: str) -> float | None:
+    """The mean over seeds; None where there is none: it was left out, refused, diverged or is not finished."""
+    found = task["schemes"].get(scheme, {"evaluations": {}})["evaluations"]
+    return found.get(evaluation, {}).get(task["metric"], {"mean": None})["mean"]
 
 
 def draw_places(summary: dict[str, Any]) -> Figure:

@@ -16,6 +16,7 @@ MOST_NAMED = 12
 CAPTIONS = {
     "curves.png": "Learning curves: the mean over seeds, and their range as a band",
     "steps_to_threshold.png": "Steps to the threshold against the length",
+    "scores.png": "Mean scores over seeds by scheme and task, at the lengths of training and at longer ones",
     "by_length.png": "Scores at the lengths of training and at longer ones",
     "by_place.png": "Loss by the place in the window, at the length of training and at the longest one",
     "identical_words.png": "Attention by distance where one word fills the window, and RoFormer's long-term decay",
