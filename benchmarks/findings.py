@@ -10,10 +10,10 @@ from typing import Any
 
 from hf_rope import SCHEMES
 from hf_rope.compare import report
-from hf_rope.compare.figures import named
-from hf_rope.compare.report import rows_to_table, score
+from hf_rope.compare.report import rows_to_table
 from hf_rope.compare.runner import STUDY
 from hf_rope.compare.summary import rank
+from hf_rope.compare.words import named, score_with_range
 
 RESULTS = Path(__file__).parent / "results"
 CARDS = Path(__file__).parents[1] / "model_cards"
@@ -37,8 +37,8 @@ def rows(scheme: str, summary: dict[str, Any], link: str) -> Iterator[list[str]]
             yield [
                 link,
                 f"{name}: {named(task['metric'])}",
-                score(task["schemes"][scheme], "validation", task["metric"]),
-                f"`{ranked[0]}` {score(best, 'validation', task['metric'])}",
+                score_with_range(task["schemes"][scheme], "validation", task["metric"]),
+                f"`{ranked[0]}` {score_with_range(best, 'validation', task['metric'])}",
                 str(len(task["schemes"][scheme]["seeds"])),
             ]
 

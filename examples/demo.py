@@ -1,9 +1,10 @@
-"""The whole road on the text in examples/data: tokenizer, pre-training, fine-tuning, and loading without the package.
+"""Two things in minutes: which position schemes know of order, and the whole road from text to a classifier.
 
 python examples/demo.py [--output_dir runs/demo]
 
-Writes the tokenizer, a folder a pre-trained scheme, the fine-tuned rotary classifier, `results.json` and
-`loss_curves.png`.
+First a small study of tasks with a right answer, order.yaml, under five schemes. Then, on the text in examples/data, a
+tokenizer, a pre-trained rotary model, and a classifier of reviews, which is loaded without the package. Writes the
+study's folder with its report, the tokenizer, both models, `results.json` and `loss_curve.png`.
 """
 
 import json
@@ -29,6 +30,9 @@ from rich.table import Column, Table
 from transformers import HfArgumentParser, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from finetune_classification import finetune
+from hf_rope.compare import compare
+from hf_rope.compare import report as write_report
+from hf_rope.compare.summary import mean_score
 from hf_rope.precision import training_precision
 from loading import DataArguments, describe_precision, load_files, load_split, require_fresh
 from pretrain_mlm import build_config, pretrain, unigram_loss
@@ -36,8 +40,8 @@ from text_rows import group_texts
 from train_tokenizer import train_tokenizer
 
 HERE = Path(__file__).parent
-SCHEMES = ("rotary", "learned", "shaw")
-WRITTEN = {"tokenizer", "pretrained", "sentiment", "results.json", "loss_curves.png", "reference.json"}
+STUDY = HERE / "order.yaml"
+WRITTEN = {"order", "tokenizer", "pretrained", "sentiment", "results.json", "loss_curve.png", "reference.json"}
 MASKED = (
     "he stood at the end [MASK] the road.",
     "he put his hand on [MASK] shoulder and said nothing.",
@@ -50,6 +54,7 @@ class Arguments:
     """Sizes of the demo, chosen to end within ten minutes on two cores."""
 
     output_dir: str = "runs/demo"
+    study: str = str(STUDY)
     vocab_size: int = 6000
     hidden_size: int = 128
     num_hidden_layers: int = 4
@@ -78,10 +83,28 @@ def load_reviews(arguments: Arguments, split: str) -> Dataset:
     return rows.select(range(min(arguments.reviews, len(rows))))
 
 
-def pretrain_all(arguments: Arguments, reviews: Dataset, folder: Path) -> tuple[PreTrainedTokenizerBase, dict, float]:
-    """Trains the tokenizer and every scheme on the books and the training reviews; validates on another book.
+def compare_schemes(arguments: Arguments, folder: Path) -> dict[str, Any]:
+    """Runs the study and writes its report; returns the accuracy by task, scheme and evaluation, None where refused."""
+    print("Comparing schemes on tasks that depend on order")
+    failed = compare(arguments.study, folder / "order", workers=min(2, os.cpu_count() or 1))
+    if failed:
+        raise SystemExit("\n".join(failed.values()))
+    summary = write_report(folder / "order")
+    return {
+        name: {
+            scheme: {evaluation: mean_score(task, scheme, evaluation) for evaluation in found["evaluations"]}
+            for scheme, found in task["schemes"].items()
+        }
+        for name, task in summary["tasks"].items()
+    }
 
-    Returns the tokenizer, each scheme's numbers and the unigram loss.
+
+def pretrain_rotary(
+    arguments: Arguments, reviews: Dataset, folder: Path
+) -> tuple[PreTrainedTokenizerBase, dict[str, Any], float]:
+    """Trains the tokenizer and the model on the books and the training reviews; validates on another book.
+
+    Returns the tokenizer, the model's numbers and the unigram loss.
     """
     books = DataArguments(
         train_file=[str(HERE / "data/books/train.txt")], validation_file=[str(HERE / "data/books/validation.txt")]
@@ -114,12 +137,10 @@ def pretrain_all(arguments: Arguments, reviews: Dataset, folder: Path) -> tuple[
         "initializer_range": 0.05,  # with 0.02, for 768 units, narrow layers stay at word frequencies long
     }
     print(describe_precision(training))
-    results = {}
-    for scheme in SCHEMES:
-        print(f"Pre-training {scheme}")
-        config = build_config(scheme, tokenizer, arguments.block_size, sizes)
-        results[scheme] = pretrain(config, tokenizer, train, validation, training)
-    return tokenizer, results, unigram_loss(train, validation, tokenizer)
+    print("Pre-training rotary")
+    config = build_config("rotary", tokenizer, arguments.block_size, sizes)
+    result = pretrain(config, tokenizer, train, validation, training)
+    return tokenizer, result, unigram_loss(train, validation, tokenizer)
 
 
 def common_arguments(arguments: Arguments) -> dict[str, Any]:
@@ -177,44 +198,53 @@ def check_without_package(model: torch.nn.Module, tokenizer: PreTrainedTokenizer
     return check
 
 
-def plot_losses(arguments: Arguments, results: dict[str, Any], folder: Path) -> None:
-    """One validation curve a scheme, with its training loss behind it and the unigram model as a line."""
+def plot_loss(arguments: Arguments, results: dict[str, Any], folder: Path) -> None:
+    """The validation curve, with the training loss behind it and the unigram model as a line."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    unigram = top = results["unigram_loss"]
-    for scheme, numbers in results["pretraining"].items():
-        history = json.loads((folder / "pretrained" / scheme / "log_history.json").read_text())
-        points = sorted({(row["step"], row["eval_loss"]) for row in history if "eval_loss" in row})
-        top = max(top, points[0][1])
-        label = f"{scheme}, ends at {numbers['validation_loss']:.2f}"
-        (line,) = axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label)
-        points = [(row["step"], row["loss"]) for row in history if "loss" in row]
-        axes.plot(*zip(*points, strict=True), color=line.get_color(), alpha=0.3, linewidth=1)
-    axes.set_ylim(top=top + 0.1)  # the training loss starts far above
-    axes.plot([], [], color="gray", alpha=0.4, linewidth=1, label="thin: training loss (with dropout)")
+    history = json.loads((folder / "pretrained/rotary/log_history.json").read_text())
+    points = sorted({(row["step"], row["eval_loss"]) for row in history if "eval_loss" in row})
+    label = f"validation, ends at {results['pretraining']['validation_loss']:.2f}"
+    axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label)
+    training = [(row["step"], row["loss"]) for row in history if "loss" in row]
+    axes.plot(*zip(*training, strict=True), color="C0", alpha=0.3, linewidth=1, label="training (with dropout)")
+    unigram = results["unigram_loss"]
+    axes.set_ylim(top=max(unigram, points[0][1]) + 0.1)  # the training loss starts far above
     axes.axhline(unigram, color="gray", linestyle="--", label=f"word frequencies alone, {unigram:.2f}")
     tokens = arguments.batch_size * arguments.block_size
     axes.set(
-        title="Masked-LM loss on a book not trained on: same seed, batches and masks",
+        title="Masked-LM loss of rotary on a book not trained on",
         xlabel=f"training step ({tokens:,} tokens each)",
         ylabel="loss (nats per masked token)",
     )
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(folder / "loss_curves.png", dpi=150)
+    figure.savefig(folder / "loss_curve.png", dpi=150)
     plt.close(figure)
 
 
 def report(results: dict[str, Any], console: Console) -> None:
     """Prints the tables."""
-    table = Table(Column("scheme", no_wrap=True), title="Masked-LM pre-training, validated on a book not trained on")
+    order = results["order"]
+    table = Table(
+        Column("scheme", no_wrap=True),
+        title="Accuracy on sequences as long as in training, and on those of the longest test",
+    )
+    for name in order:
+        table.add_column(name, justify="right")
+    for scheme in next(iter(order.values())):
+        rows = [[*order[name][scheme].values()] for name in order]
+        table.add_row(
+            scheme, *(f"{row[0]:.2f}, " + ("refuses" if row[-1] is None else f"{row[-1]:.2f}") for row in rows)
+        )
+    console.print(table)
+    table = Table(Column("model", no_wrap=True), title="Masked-LM pre-training, validated on a book not trained on")
     for column in ("parameters", "validation loss", "perplexity", "tokens/s"):
         table.add_column(column, justify="right")
-    for scheme, row in results["pretraining"].items():
-        speed = f"{row['tokens_per_second']:,.0f}"
-        table.add_row(
-            scheme, f"{row['parameters']:,}", f"{row['validation_loss']:.3f}", f"{row['perplexity']:,.0f}", speed
-        )
-    unigram = results["unigram_loss"]
+    row, unigram = results["pretraining"], results["unigram_loss"]
+    speed = f"{row['tokens_per_second']:,.0f}"
+    table.add_row(
+        "rotary", f"{row['parameters']:,}", f"{row['validation_loss']:.3f}", f"{row['perplexity']:,.0f}", speed
+    )
     table.add_row("word frequencies", "", f"{unigram:.3f}", f"{math.exp(unigram):,.0f}", "", style="dim")
     console.print(table)
     table = Table("reviews", title="Sentiment, rotary, fine-tuned")
@@ -237,11 +267,13 @@ def run(arguments: Arguments) -> dict[str, Any]:
     """Does it all and returns what `results.json` holds."""
     start, folder = time.perf_counter(), Path(arguments.output_dir)
     prepare_folder(folder)
+    order = compare_schemes(arguments, folder)
     reviews = load_reviews(arguments, "train")
-    tokenizer, pretraining, unigram = pretrain_all(arguments, reviews, folder)
+    tokenizer, pretraining, unigram = pretrain_rotary(arguments, reviews, folder)
     trainer, sentiment = finetune_sentiment(arguments, tokenizer, reviews, folder)
     results = {
         "arguments": vars(arguments),
+        "order": order,
         "pretraining": pretraining,
         "unigram_loss": unigram,
         "sentiment": sentiment,
@@ -249,7 +281,7 @@ def run(arguments: Arguments) -> dict[str, Any]:
     # Trainer has put autocast around the model's forward, if it trained in bfloat16.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     results["without_package"] = check_without_package(model, tokenizer, folder)
-    plot_losses(arguments, results, folder)
+    plot_loss(arguments, results, folder)
     results["seconds"] = time.perf_counter() - start
     (folder / "results.json").write_text(json.dumps(results, indent=2))
     return results

@@ -241,7 +241,7 @@ def test_many_tasks_are_drawn_as_one_table_of_scores(tmp_path):
     summary = made_up(tmp_path, {"rotary": [0.9, 0.8, 0.86], "none": [0.1, None, 0.2]}, tasks="abcd")
     assert {path.name for path in tmp_path.glob("*.png")} == {"curves.png", "scores.png"}
     (panel,) = draw_scores(summary).axes
-    assert [text.get_text() for text in panel.texts] == ["0.85"] * 4 + ["-"] * 4
+    assert [text.get_text() for text in panel.texts] == ["0.85"] * 4 + ["diverged"] * 4
     assert [label.get_text() for label in panel.get_yticklabels()] == ["rotary", "none"]
     assert [label.get_text() for label in panel.get_xticklabels()] == [*"abcd"]
 

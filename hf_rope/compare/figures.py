@@ -9,20 +9,12 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-NAMES = {
-    "loss": "loss (nats)",
-    "bits_per_byte": "bits per byte",
-    "f1": "F1",
-    "spearman": "Spearman's correlation",
-    "mse": "mean squared error",
-    "translation_invariance": "translation invariance",
-}
+from .summary import mean_score
+from .words import named, score
+
 COLUMNS = 3
-
-
-def named(metric: str) -> str:
-    """What a metric is called."""
-    return NAMES.get(metric, metric)
+SHORT = 2
+"""The digits of a score in a table that is drawn."""
 
 
 def draw(summary: dict[str, Any], folder: Path) -> list[str]:
@@ -232,20 +224,15 @@ def draw_scores(summary: dict[str, Any]) -> Figure:
             vmax=1,
             aspect="auto",
         )
-        for y, row in enumerate(means):
-            for x, mean in enumerate(row):
-                text, dark = ("-", False) if mean is None else (f"{mean:.2f}", mean < 0.6)
-                panel.text(x, y, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+        for y, (scheme, row) in enumerate(zip(schemes, means, strict=True)):
+            for x, (task, mean) in enumerate(zip(tasks.values(), row, strict=True)):
+                text = score(task["schemes"][scheme], key, task["metric"], SHORT) if scheme in task["schemes"] else ""
+                colour = "white" if mean is not None and mean < 0.6 else "black"
+                panel.text(x, y, text, ha="center", va="center", fontsize=7, color=colour)
         panel.set_title(titles[key], fontsize=10)
         panel.set_xticks(range(len(tasks)), [*tasks], rotation=45, ha="right", fontsize=8)
         panel.set_yticks(range(len(schemes)), schemes, fontsize=8)
     return figure
-
-
-def mean_score(task: dict[str, Any], scheme: str, evaluation: str) -> float | None:
-    """The mean over seeds; None where there is none: it was left out, refused, diverged or is not finished."""
-    found = task["schemes"].get(scheme, {"evaluations": {}})["evaluations"]
-    return found.get(evaluation, {}).get(task["metric"], {"mean": None})["mean"]
 
 
 def draw_places(summary: dict[str, Any]) -> Figure:

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from .cell import write_json
-from .figures import draw, is_begun, named
+from .figures import draw, is_begun
 from .runner import STUDY
 from .study import START
 from .summary import rank, summarise
+from .words import DIGITS, named, score, score_with_range
 
-DIGITS = 3
 MOST_NAMED = 12
 """So many cells that are not finished are named, those that failed always."""
 CAPTIONS = {
@@ -95,24 +95,6 @@ def rows_to_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def score(found: dict[str, Any], evaluation: str, metric: str, long: bool = True) -> str:
-    """A mean with its range, or why there is none."""
-    scores = found["evaluations"].get(evaluation)
-    if scores is None:
-        return "missing"
-    if "refused" in scores:
-        return "refuses"
-    if metric not in scores:
-        return ""
-    row = scores[metric]
-    if row["mean"] is None:
-        return "diverged"
-    mean = f"{row['mean']:.{DIGITS}f}"
-    if not long or len(row["values"]) == 1:
-        return mean
-    return f"{mean} ({row['lowest']:.{DIGITS}f} to {row['highest']:.{DIGITS}f})"
-
-
 def overview(tasks: dict[str, dict[str, Any]]) -> str:
     """The means of all tasks side by side."""
     schemes = list(dict.fromkeys(name for task in tasks.values() for name in task["schemes"]))
@@ -120,7 +102,7 @@ def overview(tasks: dict[str, dict[str, Any]]) -> str:
     rows = []
     for scheme in schemes:
         found = [(task, task["schemes"].get(scheme)) for task in tasks.values()]
-        scores = [score(each, "validation", task["metric"], False) if each else "left out" for task, each in found]
+        scores = [score(each, "validation", task["metric"]) if each else "left out" for task, each in found]
         rows.append([f"`{scheme}`", *scores])
     frequencies = [baseline(task, "validation", task["metric"]) for task in tasks.values()]
     return "## All tasks\n\n" + rows_to_table(head, [*rows, ["frequencies alone", *frequencies]])
@@ -146,7 +128,7 @@ def table(summary: dict[str, Any], task: dict[str, Any]) -> str:
     rows = []
     for scheme in [*ranked, *(name for name in task["schemes"] if name not in ranked)]:
         found = task["schemes"][scheme]
-        row = [f"`{scheme}`", *(score(found, name, key) for name, key in columns)]
+        row = [f"`{scheme}`", *(score_with_range(found, name, key) for name, key in columns)]
         if study["threshold"] is not None:
             row.append(
                 ", ".join(

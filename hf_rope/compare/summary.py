@@ -178,6 +178,12 @@ def by_seed(task: dict[str, Any], evaluation: str) -> dict[str, dict[int, float]
     return values
 
 
+def mean_score(task: dict[str, Any], scheme: str, evaluation: str) -> float | None:
+    """The mean over seeds; None where there is none: it was left out, refused, diverged or is not finished."""
+    found = task["schemes"].get(scheme, {"evaluations": {}})["evaluations"]
+    return found.get(evaluation, {}).get(task["metric"], {"mean": None})["mean"]
+
+
 def rank(task: dict[str, Any], evaluation: str) -> list[str]:
     """The schemes that have a mean, the best first."""
     means = {name: fmean(values.values()) for name, values in by_seed(task, evaluation).items()}
