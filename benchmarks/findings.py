@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_rope import SCHEMES
 from hf_rope.compare import report
+from hf_rope.compare.cell import POSITION_LR
 from hf_rope.compare.report import rows_to_table
 from hf_rope.compare.runner import STUDY
 from hf_rope.compare.summary import rank
@@ -29,18 +30,26 @@ def folders() -> list[Path]:
 
 
 def rows(scheme: str, summary: dict[str, Any], link: str) -> Iterator[list[str]]:
-    """What a scheme reached in a study, beside the best one, a row for each task."""
+    """What a scheme and its forms reached in a study, beside the best one, a row for each task."""
     for name, task in summary["tasks"].items():
         ranked = rank(task, "validation")
-        if scheme in ranked:
-            best = task["schemes"][ranked[0]]
+        for form in (each for each in task["schemes"] if each in ranked and is_form(each, scheme, summary["study"])):
+            found, best = task["schemes"][form], task["schemes"][ranked[0]]
             yield [
                 link,
                 f"{name}: {named(task['metric'])}",
-                score_with_range(task["schemes"][scheme], "validation", task["metric"]),
+                f"`{form}`",
+                score_with_range(found, "validation", task["metric"]),
                 f"`{ranked[0]}` {score_with_range(best, 'validation', task['metric'])}",
-                str(len(task["schemes"][scheme]["seeds"])),
+                str(len(found["seeds"])),
             ]
+
+
+def is_form(name: str, scheme: str, study: dict[str, Any]) -> bool:
+    """Whether a name in a study is a scheme's own, or that of a form of it; another learning rate makes none."""
+    schemes = study["schemes"]
+    settings = schemes.get(name) if isinstance(schemes, dict) else None
+    return name.split(", ")[0] == scheme and POSITION_LR not in (settings or {})
 
 
 def section(scheme: str, summaries: dict[str, dict[str, Any]]) -> str:
@@ -50,7 +59,7 @@ def section(scheme: str, summaries: dict[str, dict[str, Any]]) -> str:
         for name, summary in summaries.items()
         for row in rows(scheme, summary, f"[{name}](../benchmarks/results/{name}/report.md)")
     ]
-    head = ["study", "task", "this scheme", "the best", "seeds"]
+    head = ["study", "task", "scheme", "its score", "the best", "seeds"]
     return f"{INTRODUCTION}\n\n{rows_to_table(head, found)}"
 
 
