@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.findings import RESULTS
 from hf_rope import SCHEMES, HfRopeConfig
+from hf_rope.compare.cell import CELLS, read_result
 from hf_rope.compare.runner import STUDY
 from hf_rope.compare.tasks import TASKS
 from hf_rope.compare.tasks.base import NO_LABEL, seeded
@@ -26,7 +27,7 @@ SLACK = 0.1
 
 @cache
 def results() -> list[dict[str, Any]]:
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("cells/*/result.json"))]
+    return [read_result(path) for path in sorted(FOLDER.glob(f"{CELLS}/*"))]
 
 
 def accuracies(scheme: str, task: str) -> Iterator[tuple[str, float]]:

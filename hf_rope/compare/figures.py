@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .summary import mean_score
+from .summary import evaluation_names, mean_score
 from .words import named, score
 
 COLUMNS = 3
@@ -208,11 +208,7 @@ def draw_scores(summary: dict[str, Any]) -> Figure:
     """The mean score of each scheme at each task, as a number on its colour: a panel for each length."""
     tasks = {name: task for name, task in summary["tasks"].items() if is_begun(task)}
     schemes = [*styles(summary)]
-    sets = list(
-        dict.fromkeys(
-            key for task in tasks.values() for scheme in task["schemes"].values() for key in scheme["evaluations"]
-        )
-    )
+    sets = evaluation_names(tasks.values())
     titles = {key: "as in training" if key == "validation" else f"{key} tokens" for key in sets}
     figure = Figure(figsize=(2.2 + 0.62 * len(tasks) * len(sets), 1.9 + 0.27 * len(schemes)), layout="constrained")
     for panel, key in zip(figure.subplots(1, len(sets), squeeze=False, sharey=True).flat, sets, strict=True):

@@ -8,7 +8,7 @@ from .cell import write_json
 from .figures import draw, is_begun
 from .runner import STUDY
 from .study import START
-from .summary import rank, summarise
+from .summary import evaluation_names, rank, summarise
 from .words import DIGITS, named, score, score_with_range
 
 MOST_NAMED = 12
@@ -116,7 +116,7 @@ def baseline(task: dict[str, Any], evaluation: str, metric: str) -> str:
 def table(summary: dict[str, Any], task: dict[str, Any]) -> str:
     """One task: every scheme, the best first."""
     study, metric = summary["study"], task["metric"]
-    sets = list(dict.fromkeys(name for found in task["schemes"].values() for name in found["evaluations"]))
+    sets = evaluation_names([task])
     columns = [(name, metric) for name in sets] + [("validation", key) for key in task["shown"]]
     head = ["scheme", *(named(key) if name == "validation" else f"at {name}" for name, key in columns)]
     if study["threshold"] is not None:

@@ -60,8 +60,7 @@ def summarise(folder: Path) -> dict[str, Any]:
         for result in filter(None, found.values()):
             tasks[task]["baseline"] = result["baseline"]
     for task in tasks.values():
-        sets = {name for scheme in task["schemes"].values() for name in scheme["evaluations"]}
-        task["differences"] = {name: differences(task, name) for name in sorted(sets)}
+        task["differences"] = {name: differences(task, name) for name in sorted(evaluation_names([task]))}
     return {
         "question": study["question"],
         "study": study,
@@ -70,6 +69,12 @@ def summarise(folder: Path) -> dict[str, Any]:
         "cells_failed": failed,
         "cells_missing": missing,
     }
+
+
+def evaluation_names(tasks: Iterable[dict[str, Any]]) -> list[str]:
+    """What the schemes of some tasks were measured on: "validation", and lengths."""
+    found = (name for task in tasks for scheme in task["schemes"].values() for name in scheme["evaluations"])
+    return list(dict.fromkeys(found))
 
 
 def over_seeds(found: dict[int, dict[str, Any] | None], study: dict[str, Any]) -> dict[str, Any]:
@@ -168,20 +173,20 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def by_seed(task: dict[str, Any], evaluation: str) -> dict[str, dict[int, float]]:
-    """What is compared, by scheme and seed; without schemes that refused, diverged or are not finished."""
-    values = {}
-    for name, scheme in task["schemes"].items():
-        row = scheme["evaluations"].get(evaluation, {}).get(task["metric"], {"mean": None})
-        if row["mean"] is not None:
-            values[name] = dict(zip(scheme["seeds"], row["values"], strict=True))
-    return values
-
-
 def mean_score(task: dict[str, Any], scheme: str, evaluation: str) -> float | None:
     """The mean over seeds; None where there is none: it was left out, refused, diverged or is not finished."""
     found = task["schemes"].get(scheme, {"evaluations": {}})["evaluations"]
     return found.get(evaluation, {}).get(task["metric"], {"mean": None})["mean"]
+
+
+def by_seed(task: dict[str, Any], evaluation: str) -> dict[str, dict[int, float]]:
+    """What is compared, by scheme and seed; without schemes that refused, diverged or are not finished."""
+    values = {}
+    for name, scheme in task["schemes"].items():
+        if mean_score(task, name, evaluation) is not None:
+            row = scheme["evaluations"][evaluation][task["metric"]]
+            values[name] = dict(zip(scheme["seeds"], row["values"], strict=True))
+    return values
 
 
 def rank(task: dict[str, Any], evaluation: str) -> list[str]:
