@@ -196,7 +196,8 @@ def feature_map(attn, x):
     if attn.config.feature_map == "elu":
         return torch.stack([t + 1 if t > 0 else t.exp() for t in x])
     w, x = attn.features.projection, x / len(x) ** 0.25
-    return torch.stack([(row @ x - x @ x / 2).exp() for row in w]) / math.sqrt(len(w))
+    features = torch.stack([(row @ x - x @ x / 2).exp() for row in w]) / math.sqrt(len(w))
+    return features + 1e-6 * features.max()
 
 
 def linear_weights(p, attn, i, q, keys, n):

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers import refused
 from hf_rope.compare import cell as cells
@@ -42,13 +43,15 @@ cells.run_cell(cell, Path(sys.argv[2]))
 """
 
 WORKER_KILLED = """
-import json, os, signal, sys
+import json, os, signal, sys, time
 from hf_rope.compare import cell, compare, runner
 
 def attempt(one, folder):
-    if one.scheme == "learned":  # as a system without memory does
-        folder.mkdir(parents=True)
+    if one.scheme == "learned":  # as a system without memory does, while another cell runs
+        folder.mkdir(parents=True, exist_ok=True)
         cell.write_json(folder / cell.PROGRESS, {"step": 0, "tokens_per_second": None})
+        while not list(folder.parent.glob("*rotary*")):
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     cell.run_cell(one, folder)
 
@@ -226,7 +229,7 @@ def test_what_does_not_overlap_is_told_apart_and_nothing_else(tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert "- `rotary`: better than all that follow." in text
     assert "- `shaw`: not told apart from `t5`." in text
-    assert "diverged" in text
+    assert "diverged in 1 of 3" in text
     (row,) = [
         row
         for row in summary["tasks"]["a"]["differences"]["validation"]
@@ -326,10 +329,29 @@ def test_a_killed_worker_is_a_failed_cell_and_the_others_go_on(tmp_path):
         [sys.executable, "-c", WORKER_KILLED, json.dumps(settings), str(tmp_path)], capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
-    failed = json.loads(run.stdout)
-    assert any("learned" in name and "worker was killed" in text for name, text in failed.items())
+    ((name, text),) = json.loads(run.stdout).items()
+    assert "learned" in name
+    assert "worker was killed" in text
     assert [*tmp_path.glob(f"{CELLS}/*rotary*/{RESULT}")]
     assert not [*tmp_path.glob(f"{CELLS}/*/{PROGRESS}")]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_is_no_silent_way_to_the_cpu(tmp_path):
+    mentions = ("device is 'cuda'", torch.__version__, "device: cpu")
+    refused(lambda: compare(tiny_study(device="cuda"), tmp_path / "study"), *mentions)
+    assert not (tmp_path / "study").exists()
+    refused(lambda: run_cell(only_cell(device="cuda"), tmp_path / "cell"), *mentions)  # as a cluster's worker does
+
+
+def test_several_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    refused(lambda: cells.require_device("cuda"), "4 GPUs", "CUDA_VISIBLE_DEVICES")
+
+
+def test_a_device_is_part_of_what_a_cell_is():
+    assert only_cell().name == only_cell(device="cpu").name != only_cell(device="cuda").name
 
 
 def test_models_are_kept_where_the_study_says_so(tmp_path):

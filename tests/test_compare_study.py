@@ -52,6 +52,7 @@ REFUSALS = {
     "what a cell sets": ({"training": {"max_steps": 3}}, "'max_steps'"),
     "type": ({"steps": "many"}, "steps", "many"),
     "precision": ({"precision": "float16"}, "precision", "float16"),
+    "device": ({"device": "gpu"}, "device", "gpu"),
     "no seeds": ({"seeds": []}, "seeds is []"),
     "a seed twice": ({"seeds": [1, 1]}, "seeds is [1, 1]"),
     "negative seed": ({"seeds": [-1]}, "seeds is [-1]"),

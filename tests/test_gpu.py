@@ -17,6 +17,9 @@ from benchmarks.gpu import varlen
 from heads import HEADS, LOSSES
 from helpers import CASES, tiny_config, tiny_model, token_ids
 from hf_rope import SCHEMES, HfRopeForMaskedLM
+from hf_rope.compare.cell import run_cell
+from hf_rope.compare.study import make_study
+from studies import tiny_study
 
 DEVICE = torch.device(os.environ.get("HF_ROPE_DEVICE", "cuda"))
 CUDA = torch.cuda.is_available()
@@ -106,12 +109,13 @@ def test_losses_and_gradients_are_those_of_the_cpu(scheme, name):
     exact(**{key: x.double() if x.is_floating_point() else x for key, x in inputs.items()}).loss.backward()
     output = model.to(DEVICE)(**moved(inputs))
     output.loss.backward()
-    expected = dict(exact.named_parameters())
+    expected = {key: parameter.grad for key, parameter in exact.named_parameters()}
+    sizes = {key: float(gradient.norm()) for key, gradient in expected.items() if gradient is not None}
     for key, parameter in model.named_parameters():
-        if expected[key].grad is None:
-            assert parameter.grad is None, key
-        elif float(expected[key].grad.norm()) > 1e-9:
-            assert error(parameter.grad, expected[key].grad) < 1e-4, key
+        assert (parameter.grad is None) == (expected[key] is None), key
+        if key in sizes:  # of one number that is a sum of large ones that cancel, float32 does not know more
+            far = float((parameter.grad.cpu().double() - expected[key]).norm())
+            assert far < 1e-4 * max(sizes[key], 0.01 * max(sizes.values())), key
 
 
 @pytest.mark.parametrize("length", [24, 16, 17, 13, 64])
@@ -268,3 +272,12 @@ def test_trainer_in_bfloat16_learns(scheme, tmp_path):
     trainer = Trainer(model, arguments, train_dataset=data)
     trainer.train()
     assert trainer.evaluate(data)["eval_loss"] < 3.0
+
+
+@cuda_only
+def test_a_cell_of_a_study_is_trained_on_the_gpu(tmp_path):
+    settings = tiny_study(schemes=["rotary"], seeds=[0], learning_rates=[1e-2], device="cuda", precision="bfloat16")
+    (cell,) = make_study(settings).cells.values()
+    result = run_cell(cell, tmp_path)
+    assert result["versions"]["device"] == torch.cuda.get_device_name()
+    assert result["curve"]["validation_loss"][-1] < result["curve"]["validation_loss"][0]

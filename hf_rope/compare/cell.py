@@ -129,6 +129,20 @@ def alone() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def require_device(device: str) -> None:
+    """Raises ValueError where a cell would be trained on another device than its study says, or on several."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"The study's device is {device!r}, and PyTorch {torch.__version__} finds no GPU here: run it where there is "
+            "one, or write device: cpu."
+        )
+    if device == "cuda" and torch.cuda.device_count() > 1:
+        raise ValueError(
+            f"The study's device is {device!r}, and there are {torch.cuda.device_count()} GPUs, of which a cell takes "
+            "one: name one in CUDA_VISIBLE_DEVICES."
+        )
+
+
 def build_task(cell: Cell) -> Task:
     settings = dict(cell.settings["task"])
     task = TASKS[settings.pop("kind")](**settings)
@@ -219,7 +233,7 @@ def training_arguments(cell: Cell, task: Task, folder: Path) -> TrainingArgument
         learning_rate=settings["learning_rate"],
         seed=settings["seed"],
         bf16=settings["precision"] == "bfloat16",
-        use_cpu=True,
+        use_cpu=settings.get("device", "cpu") == "cpu",
         train_sampling_strategy="sequential",
         eval_strategy="steps",
         eval_steps=every,
@@ -285,6 +299,7 @@ def build_trainer(cell: Cell, task: Task, folder: Path) -> Trainer:
 
 def train(cell: Cell, folder: Path) -> dict[str, Any]:
     """The result of a cell."""
+    require_device(cell.settings.get("device", "cpu"))
     task = build_task(cell)
     trainer = build_trainer(cell, task, folder)
     model: Any = trainer.model
@@ -322,7 +337,8 @@ def train(cell: Cell, folder: Path) -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-        },
+        }
+        | ({} if trainer.args.device.type == "cpu" else {"device": torch.cuda.get_device_name()}),
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from .cell import CELLS, ERROR, PROGRESS, Cell, read_result, run_cell, write_json
+from .cell import CELLS, ERROR, PROGRESS, Cell, read_result, require_device, run_cell, write_json
 from .choice import choose_rate
 from .progress import show_progress
 from .study import START, Study, make_study, read_study
@@ -43,7 +43,8 @@ def compare(
         The errors of the cells that failed, by the cells' names. A failed cell is tried again by the next `resume`.
 
     Raises:
-        ValueError: the study does not fit, a folder holds something else, or the backend is not installed.
+        ValueError: the study does not fit, a folder holds something else, the backend is not installed, or its device
+            is not here; a worker of a cluster looks for its own.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}; it must be 1 or more.")
@@ -59,6 +60,8 @@ def compare(
         raise ValueError(
             f"start is {str(start)!r}; it is for a study that starts from another one, whose folder is not output's."
         )
+    if backend == "loky":
+        require_device(checked.device)
     with pool(backend, workers):
         return run_study(checked, folder, workers)
 
@@ -103,13 +106,31 @@ def run_cells(study: Study, folder: Path, workers: int) -> dict[str, str]:
             cell for cell in wanted(study, folder) if cell.name not in failed and not finished(cell, folder)
         ]:
             try:
-                Parallel(n_jobs=workers, batch_size=1)(delayed(attempt)(cell, folder / cell.name) for cell in todo)
-            except TerminatedWorkerError as error:
-                for path in folder.glob(f"*/{PROGRESS}"):
-                    write_error(path.parent, f"its worker was killed: {error}")
-                    path.unlink()
+                run_in_parallel(todo, folder, workers)
+            except TerminatedWorkerError:
+                run_each_alone([cell for cell in todo if (folder / cell.name / PROGRESS).is_file()], folder)
             failed |= {cell.name: text for cell in todo if (text := read_error(folder / cell.name))}
     return failed
+
+
+def run_in_parallel(cells: list[Cell], folder: Path, workers: int) -> None:
+    Parallel(n_jobs=workers, batch_size=1)(delayed(attempt)(cell, folder / cell.name) for cell in cells)
+
+
+def run_each_alone(cells: list[Cell], folder: Path) -> None:
+    """Goes on with the cells that ran when a worker was killed, as a system without memory does, one after the other.
+
+    joblib stops all workers where one is killed, and does not say which cell that one had. Alone a cell has the memory
+    to itself, and what kills its worker again is its own.
+    """
+    for cell in cells:
+        (folder / cell.name / PROGRESS).unlink()
+    for cell in cells:
+        try:
+            run_in_parallel([cell], folder, workers=2)  # one worker would be this process
+        except TerminatedWorkerError as error:
+            write_error(folder / cell.name, f"its worker was killed: {error}")
+            (folder / cell.name / PROGRESS).unlink(missing_ok=True)
 
 
 def finished(cell: Cell, folder: Path) -> bool:

@@ -50,6 +50,7 @@ class Study:
         learning_rates: with more than one, each scheme is trained at all of them with the first seed, and with the
             other seeds at the one that gave the least validation loss; for each task.
         precision: "bfloat16" is autocast.
+        device: where cells are trained. On "cuda" a cell that is run again is equal within rounding, not to the bit.
         training: keys of TrainingArguments, such as warmup_steps and adam_beta2.
         threshold: a validation loss; the report says when each scheme got there.
         keep_model: whether each cell's weights stay in its folder.
@@ -71,6 +72,7 @@ class Study:
     seeds: list[int] = field(default_factory=lambda: [0])
     learning_rates: list[float | int] = field(default_factory=lambda: [1e-3])
     precision: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["cpu", "cuda"] = "cpu"
     training: dict[str, Any] = field(default_factory=dict)
     threshold: float | int | None = None
     keep_model: bool = False
@@ -128,7 +130,7 @@ class Study:
         for keys in self.config_keys.values():
             if (attention := keys.get("attn_implementation", "sdpa")) not in ("sdpa", "eager"):
                 raise ValueError(
-                    f"attn_implementation is {attention!r}; on the CPU, where cells are trained, it is sdpa or eager."
+                    f"attn_implementation is {attention!r}; cells are trained with one that every device has, sdpa or eager."
                 )
         for name, scheme in self.pairs:
             self.check_scheme(scheme, name, self.built_tasks[name])
@@ -270,6 +272,8 @@ class Study:
                     "precision": self.precision,
                     "training": self.training,
                 }
+                if self.device != "cpu":
+                    settings["device"] = self.device
                 if multiplier is not None:
                     settings[POSITION_LR] = multiplier
                 if start is not None:

@@ -60,7 +60,7 @@ def summarise(folder: Path) -> dict[str, Any]:
         for result in filter(None, found.values()):
             tasks[task]["baseline"] = result["baseline"]
     for task in tasks.values():
-        task["differences"] = {name: differences(task, name) for name in sorted(evaluation_names([task]))}
+        task["differences"] = {name: differences(task, name) for name in evaluation_names([task])}
     return {
         "question": study["question"],
         "study": study,

@@ -34,6 +34,8 @@ def score(found: dict[str, Any], evaluation: str, metric: str, digits: int = DIG
 def score_with_range(found: dict[str, Any], evaluation: str, metric: str) -> str:
     """As `score`, with the range where there are several seeds."""
     text, row = score(found, evaluation, metric), found["evaluations"].get(evaluation, {}).get(metric)
-    if row is None or row["mean"] is None or len(row["values"]) == 1:
+    if row is None or len(row["values"]) == 1:
         return text
+    if row["mean"] is None:
+        return f"{text} in {row['values'].count(None)} of {len(row['values'])}"
     return f"{text} ({row['lowest']:.{DIGITS}f} to {row['highest']:.{DIGITS}f})"

@@ -20,6 +20,8 @@ from .device import without_autocast
 
 BLOCK = 128
 """Tokens of a causal block: within one, all pairs are computed; between blocks, sums over keys."""
+STABILIZER = 1e-6
+"""The least feature of FAVOR+, as a share of the token's largest one."""
 
 
 class FeatureMap(nn.Module):
@@ -59,6 +61,8 @@ class FavorFeatures(FeatureMap):
 
     For numbers that neither overflow nor vanish, each query's and each key's features are divided by their largest one:
     a query's cancels, a key's is returned, as a logarithm, and taken relative to the largest that the query sees.
+    `STABILIZER` times the largest is added to each feature, as the authors' code does: a long query and a long key whose
+    features peak at different directions have a product that is 0 in float32, and a model that learns gets there.
     """
 
     projection: torch.Tensor
@@ -108,7 +112,8 @@ class FavorFeatures(FeatureMap):
     def forward(self, query, key):
         query, key = self.exponents(query), self.exponents(key)
         peaks = key.detach().amax(-1, keepdim=True)
-        return query.sub_(query.detach().amax(-1, keepdim=True)).exp_(), key.sub_(peaks).exp_(), peaks[..., 0]
+        query = query.sub_(query.detach().amax(-1, keepdim=True)).exp_() + STABILIZER
+        return query, key.sub_(peaks).exp_() + STABILIZER, peaks[..., 0]
 
     def exponents(self, x: torch.Tensor) -> torch.Tensor:
         x = x * self.size**-0.25

@@ -39,7 +39,7 @@ class PositionProbes(MaskedLM):
 
     def measure(self, model) -> dict[str, Any]:
         """The means over layers, heads and bytes; without the properties that no scores show, as those of `none`."""
-        encoder: Any = copy.deepcopy(model.base_model).double().eval()
+        encoder: Any = copy.deepcopy(model.base_model).cpu().double().eval()
         encoder.set_attn_implementation("eager")
         words = self.bytes["validation"].bincount().argsort(descending=True, stable=True)[: self.words]
         shares: dict[str, list[torch.Tensor]] = {}
