@@ -13,8 +13,8 @@ from hf_rope.compare import report
 from hf_rope.compare.cell import POSITION_LR
 from hf_rope.compare.report import rows_to_table
 from hf_rope.compare.runner import STUDY
-from hf_rope.compare.summary import rank
-from hf_rope.compare.words import named, score_with_range
+from hf_rope.compare.summary import evaluation_names, rank
+from hf_rope.compare.words import named, score, score_with_range
 
 RESULTS = Path(__file__).parent / "results"
 CARDS = Path(__file__).parents[1] / "model_cards"
@@ -30,19 +30,24 @@ def folders() -> list[Path]:
 
 
 def rows(scheme: str, summary: dict[str, Any], link: str) -> Iterator[list[str]]:
-    """What a scheme and its forms reached in a study, beside the best one, a row for each task."""
+    """What a scheme and its forms reached in a study, beside the best one, a row for each task.
+
+    Where nothing was trained and more was measured than the loss, that is told in its place.
+    """
     for name, task in summary["tasks"].items():
-        ranked = rank(task, "validation")
-        for form in (each for each in task["schemes"] if each in ranked and is_form(each, scheme, summary["study"])):
-            found, best = task["schemes"][form], task["schemes"][ranked[0]]
-            yield [
-                link,
-                f"{name}: {named(task['metric'])}",
-                f"`{form}`",
-                score_with_range(found, "validation", task["metric"]),
-                f"`{ranked[0]}` {score_with_range(best, 'validation', task['metric'])}",
-                str(len(found["seeds"])),
-            ]
+        longest = max((each for each in evaluation_names([task]) if each != "validation"), key=int, default="")
+        probes = [] if summary["study"]["steps"] else task["shown"]
+        for form in (each for each in task["schemes"] if is_form(each, scheme, summary["study"])):
+            found = task["schemes"][form]
+            for metric in probes or [task["metric"]]:
+                if not score(found, "validation", metric) or not found["seeds"]:
+                    continue
+                row = [link, f"{name}: {named(metric)}", f"`{form}`"]
+                for evaluation in ("validation", longest):
+                    best = rank(task, evaluation)[:1] if metric == task["metric"] else []
+                    row.append(score_with_range(found, evaluation, metric) if evaluation else "")
+                    row += [f"`{one}` {score(task['schemes'][one], evaluation, metric)}" for one in best] or [""]
+                yield [*row, longest, str(len(found["seeds"]))]
 
 
 def is_form(name: str, scheme: str, study: dict[str, Any]) -> bool:
@@ -59,7 +64,17 @@ def section(scheme: str, summaries: dict[str, dict[str, Any]]) -> str:
         for name, summary in summaries.items()
         for row in rows(scheme, summary, f"[{name}](../benchmarks/results/{name}/report.md)")
     ]
-    head = ["study", "task", "scheme", "its score", "the best", "seeds"]
+    head = [
+        "study",
+        "task",
+        "scheme",
+        "its score",
+        "the best",
+        "in longer input",
+        "the best there",
+        "its tokens",
+        "seeds",
+    ]
     return f"{INTRODUCTION}\n\n{rows_to_table(head, found)}"
 
 

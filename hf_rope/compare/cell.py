@@ -133,8 +133,8 @@ def require_device(device: str) -> None:
     """Raises ValueError where a cell would be trained on another device than its study says, or on several."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            f"The study's device is {device!r}, and PyTorch {torch.__version__} finds no GPU here: run it where there is "
-            "one, or write device: cpu."
+            f"The study's device is {device!r}, and PyTorch {torch.__version__} finds no GPU here: run it where there "
+            "is one, or write device: cpu."
         )
     if device == "cuda" and torch.cuda.device_count() > 1:
         raise ValueError(

@@ -129,9 +129,7 @@ class Study:
             require_known(dict.fromkeys(schemes), self.config_keys, f"leave_out of {name!r}")
         for keys in self.config_keys.values():
             if (attention := keys.get("attn_implementation", "sdpa")) not in ("sdpa", "eager"):
-                raise ValueError(
-                    f"attn_implementation is {attention!r}; cells are trained with one that every device has, sdpa or eager."
-                )
+                raise ValueError(f"attn_implementation is {attention!r}; cells are trained with sdpa or eager.")
         for name, scheme in self.pairs:
             self.check_scheme(scheme, name, self.built_tasks[name])
 

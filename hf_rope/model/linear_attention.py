@@ -61,8 +61,8 @@ class FavorFeatures(FeatureMap):
 
     For numbers that neither overflow nor vanish, each query's and each key's features are divided by their largest one:
     a query's cancels, a key's is returned, as a logarithm, and taken relative to the largest that the query sees.
-    `STABILIZER` times the largest is added to each feature, as the authors' code does: a long query and a long key whose
-    features peak at different directions have a product that is 0 in float32, and a model that learns gets there.
+    `STABILIZER` times the largest is added to each feature, after the authors' code: a long query and a long key whose
+    features peak at different directions have a product of 0 in float32, and a model that learns gets there.
     """
 
     projection: torch.Tensor
