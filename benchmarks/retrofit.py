@@ -39,17 +39,17 @@ SAME = 4.6
 @torch.no_grad()
 def embed(encoder: PreTrainedModel, rows: list[list[int]], pad: int, fast: bool = False) -> torch.Tensor:
     """(N, D): the normalised mean of the last hidden states of rows of ids; in bfloat16 if `fast` and it is."""
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]), reverse=True)
+    order, device = sorted(range(len(rows)), key=lambda row: len(rows[row]), reverse=True), encoder.device
     found = torch.empty(len(rows), encoder.config.hidden_size)
-    precision = torch.autocast("cpu", torch.bfloat16, enabled=fast and bool(training_precision()))
+    precision = torch.autocast(device.type, torch.bfloat16, enabled=fast and bool(training_precision()))
     while order:
         longest = len(rows[order[0]])
         batch, order = order[: max(1, TOKENS_AT_ONCE // longest)], order[max(1, TOKENS_AT_ONCE // longest) :]
-        ids = torch.tensor([rows[row] + [pad] * (longest - len(rows[row])) for row in batch])
-        mask = torch.tensor([[1] * len(rows[row]) + [0] * (longest - len(rows[row])) for row in batch])
+        ids = torch.tensor([rows[row] + [pad] * (longest - len(rows[row])) for row in batch], device=device)
+        mask = torch.tensor([[1] * len(rows[row]) + [0] * (longest - len(rows[row])) for row in batch], device=device)
         with precision:
             states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-        found[batch] = torch.nn.functional.normalize((states * mask[..., None]).sum(1), dim=-1)
+        found[batch] = torch.nn.functional.normalize((states * mask[..., None]).sum(1), dim=-1).cpu()
     return found
 
 
