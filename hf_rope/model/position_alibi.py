@@ -1,7 +1,7 @@
 """Linear biases: Press et al. 2021 (ALiBi, arXiv 2108.12409), in the author's three forms for encoders."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -28,6 +28,7 @@ class AlibiPosition(DistanceBias):
     """
 
     kind = "RPE"
+    lr_multipliers: ClassVar = {"slopes": 100.0}
 
     @strict
     @dataclass
@@ -38,8 +39,8 @@ class AlibiPosition(DistanceBias):
 
     def __init__(self, config):
         super().__init__(config)
-        if self.options.form == "learned":
-            self.slopes = nn.Parameter(torch.empty(2, self.num_heads))
+        learned = self.options.form == "learned"
+        self.slopes = nn.Parameter(torch.empty(2, self.num_heads)) if learned else None
 
     @classmethod
     def check(cls, config, options):
@@ -51,14 +52,14 @@ class AlibiPosition(DistanceBias):
 
     def init_weights(self, std):
         """The author's own spread, of slopes about sigmoid(-2) = 0.12."""
-        if self.options.form == "learned":
+        if self.slopes is not None:
             init.normal_(self.slopes, mean=-2.0, std=1.0)
 
     def bias_of(self, distance, dtype):
         precision = torch.promote_types(dtype, torch.float32)
         distance = distance[..., None]
         size, form = distance.abs().to(precision), self.options.form
-        if form == "learned":
+        if self.slopes is not None:
             left, right = self.slopes.to(precision).sigmoid()
             bias = size * -torch.where(distance > 0, right, left)
         elif form == "one_sided":
