@@ -137,6 +137,18 @@ def costs() -> Iterator[Row]:
             yield "none", f"cost, forward {shape[0]}x{shape[1]}", cases.forward(control, **inputs), others
 
 
+def compiled() -> Iterator[Row]:
+    """Rotary beside RoFormer and BERT, each compiled, on full batches: there are fewer kernels to be started."""
+    roformer, rotary = map(ready, native.pair("RoFormer", **cases.BASE, max_position_embeddings=2048))
+    bert = ready(native.build("Bert", "Model", "sdpa", **cases.BASE, max_position_embeddings=2048))
+    models = {"rotary": rotary, "RoFormer": roformer, "BERT sdpa": bert}
+    for shape in SHAPES:
+        torch._dynamo.reset()
+        inputs = on_device(cases.full(*shape))
+        runs = {name: cases.forward(torch.compile(model), **inputs) for name, model in models.items()}
+        yield "rotary, compiled", f"forward {shape[0]}x{shape[1]} full", runs.pop("rotary"), runs
+
+
 def steps() -> Iterator[Row]:
     """Forward, backward, AdamW of a masked-LM step under autocast, with all logits and with labelled tokens' only."""
     sizes = {**cases.BASE, "max_position_embeddings": 512}
@@ -157,6 +169,7 @@ GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "absolute": absolute,
     "relative": relative,
     "costs": costs,
+    "compiled": compiled,
     "steps": steps,
 }
 

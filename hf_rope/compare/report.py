@@ -62,15 +62,15 @@ def budget(study: dict[str, Any]) -> str:
     tokens = study["tokens_per_step"]
     batch = count(study["sequences_per_step"], "sequence") if tokens is None else count(tokens, "token")
     trained = f"{steps:,} steps of {batch}" if steps else "nothing is trained"
-    where = f"{study['precision']} on {'a GPU' if study.get('device') == 'cuda' else 'the CPU'}"
+    device = "a GPU that all workers share" if study.get("device") == "cuda" else "the CPU"
     begin = ""
     if start := study.get("start"):
         of = "another study" if isinstance(start, dict) else f"`{Path(start).name}`"
         but = ", but for those from scratch" if study["from_scratch"] else ""
         begin = f"It starts from the weights of {of} for the same scheme and seed{but}. "
     return (
-        f"Each cell: {trained}, {where}; {seeds}. {begin}Schemes of one seed get the same data in the "
-        "same order with the same masks, and start from the same values in all that they share."
+        f"Each cell: {trained}, {study['precision']} on {device}; {seeds}. {begin}Schemes of one seed get the same data "
+        "in the same order with the same masks, and start from the same values in all that they share."
     )
 
 
