@@ -69,8 +69,8 @@ def budget(study: dict[str, Any]) -> str:
         but = ", but for those from scratch" if study["from_scratch"] else ""
         begin = f"It starts from the weights of {of} for the same scheme and seed{but}. "
     return (
-        f"Each cell: {trained}, {study['precision']} on {device}; {seeds}. {begin}Schemes of one seed get the same data "
-        "in the same order with the same masks, and start from the same values in all that they share."
+        f"Each cell: {trained}, {study['precision']} on {device}; {seeds}. {begin}Schemes of one seed get the same "
+        "data in the same order with the same masks, and start from the same values in all that they share."
     )
 
 
