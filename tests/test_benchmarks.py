@@ -53,6 +53,7 @@ class BagOfWords:
     """An encoder whose states are the tokens themselves, so that a text's mean is the share of each word."""
 
     config = SimpleNamespace(hidden_size=40)
+    device = torch.device("cpu")
 
     def __init__(self, limit: int | None):
         self.position = SimpleNamespace(max_length=limit)

@@ -111,9 +111,9 @@ class FavorFeatures(FeatureMap):
 
     def forward(self, query, key):
         query, key = self.exponents(query), self.exponents(key)
-        peaks = key.detach().amax(-1, keepdim=True)
-        query = query.sub_(query.detach().amax(-1, keepdim=True)).exp_() + STABILIZER
-        return query, key.sub_(peaks).exp_() + STABILIZER, peaks[..., 0]
+        peaks = key.amax(-1, keepdim=True)  # with its gradient: what is added follows it
+        query = (query - query.amax(-1, keepdim=True)).exp_() + STABILIZER
+        return query, (key - peaks).exp_() + STABILIZER, peaks[..., 0]
 
     def exponents(self, x: torch.Tensor) -> torch.Tensor:
         x = x * self.size**-0.25
