@@ -46,8 +46,9 @@ def test_the_size_of_a_block_changes_nothing(case, block, monkeypatch):
     assert_same_gradients(gradients[1], gradients[0], tolerance(case))
 
 
-@over(name=linear_attention.FEATURE_MAPS, causal=[False, True])
-def test_gradients_are_those_of_finite_differences(name, causal, monkeypatch):
+@over(name=linear_attention.FEATURE_MAPS, causal=[False, True], long=[False, True])
+def test_gradients_are_those_of_finite_differences(name, causal, long, monkeypatch):
+    """Where queries and keys are long, what is added to features counts as much as they do."""
     monkeypatch.setattr(linear_attention, "BLOCK", 2)
     config = HfRopeConfig(hidden_size=4, num_attention_heads=1, attention_type="linear", feature_map=name)
     module = linear_attention.FEATURE_MAPS[name](config, 0).double()
@@ -60,8 +61,9 @@ def test_gradients_are_those_of_finite_differences(name, causal, monkeypatch):
             return attend_to_all(query, key, turned, scale)
         return attend_in_blocks(query, key, turned, scale, True, None, None)[0]
 
-    inputs = [torch.randn(1, 1, 5, 4, dtype=torch.double, requires_grad=True) for _ in range(3)]
-    assert torch.autograd.gradcheck(attention, inputs)
+    factor, generator = 5.0 if long else 1.0, torch.Generator().manual_seed(0)
+    drawn = factor * torch.randn(3, 1, 1, 5, 4, dtype=torch.double, generator=generator)
+    assert torch.autograd.gradcheck(attention, [x.clone().requires_grad_() for x in drawn])
 
 
 @over(case=LINEAR, is_decoder=[False, True])
