@@ -40,14 +40,18 @@ def rows(scheme: str, summary: dict[str, Any], link: str) -> Iterator[list[str]]
         for form in (each for each in task["schemes"] if is_form(each, scheme, summary["study"])):
             found = task["schemes"][form]
             for metric in probes or [task["metric"]]:
-                if not score(found, "validation", metric) or not found["seeds"]:
-                    continue
-                row = [link, f"{name}: {named(metric)}", f"`{form}`"]
-                for evaluation in ("validation", longest):
-                    best = rank(task, evaluation)[:1] if metric == task["metric"] else []
-                    row.append(score_with_range(found, evaluation, metric) if evaluation else "")
-                    row += [f"`{one}` {score(task['schemes'][one], evaluation, metric)}" for one in best] or [""]
-                yield [*row, longest, str(len(found["seeds"]))]
+                if metric in found["evaluations"].get("validation", {}):
+                    scores = [*beside_best(task, form, "validation", metric), *beside_best(task, form, longest, metric)]
+                    yield [link, f"{name}: {named(metric)}", f"`{form}`", *scores, longest, str(len(found["seeds"]))]
+
+
+def beside_best(task: dict[str, Any], form: str, evaluation: str, metric: str) -> tuple[str, str]:
+    """A score, and the best one of what the study compares; nothing where there is no such evaluation."""
+    if not evaluation:
+        return "", ""
+    best = rank(task, evaluation)[:1] if metric == task["metric"] else []
+    named_best = "".join(f"`{one}` {score(task['schemes'][one], evaluation, metric)}" for one in best)
+    return score_with_range(task["schemes"][form], evaluation, metric), named_best
 
 
 def is_form(name: str, scheme: str, study: dict[str, Any]) -> bool:

@@ -90,6 +90,11 @@ class Cell:
         words = [re.sub(r"[^\w.]+", "_", part) for part in parts]
         return "-".join([*words, hashlib.sha256(text.encode()).hexdigest()[:10]])
 
+    @property
+    def device(self) -> str:
+        """Where it is trained, "cpu" or "cuda"; only the second is among the settings."""
+        return self.settings.get("device", "cpu")
+
 
 def read_result(folder: Path) -> dict[str, Any] | None:
     """What a cell that is finished found; None where it is not."""
@@ -233,7 +238,7 @@ def training_arguments(cell: Cell, task: Task, folder: Path) -> TrainingArgument
         learning_rate=settings["learning_rate"],
         seed=settings["seed"],
         bf16=settings["precision"] == "bfloat16",
-        use_cpu=settings.get("device", "cpu") == "cpu",
+        use_cpu=cell.device == "cpu",
         train_sampling_strategy="sequential",
         eval_strategy="steps",
         eval_steps=every,
@@ -299,7 +304,7 @@ def build_trainer(cell: Cell, task: Task, folder: Path) -> Trainer:
 
 def train(cell: Cell, folder: Path) -> dict[str, Any]:
     """The result of a cell."""
-    require_device(cell.settings.get("device", "cpu"))
+    require_device(cell.device)
     task = build_task(cell)
     trainer = build_trainer(cell, task, folder)
     model: Any = trainer.model
@@ -338,7 +343,7 @@ def train(cell: Cell, folder: Path) -> dict[str, Any]:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
-        | ({} if trainer.args.device.type == "cpu" else {"device": torch.cuda.get_device_name()}),
+        | ({} if cell.device == "cpu" else {"device": torch.cuda.get_device_name()}),
     }
 
 
