@@ -48,10 +48,11 @@ from hf_rope.compare import cell, compare, runner
 
 def attempt(one, folder):
     if one.scheme == "learned":  # as a system without memory does, while another cell runs
-        folder.mkdir(parents=True, exist_ok=True)
-        cell.write_json(folder / cell.PROGRESS, {"step": 0, "tokens_per_second": None})
-        while not list(folder.parent.glob("*rotary*")):
-            time.sleep(0.01)
+        if sys.argv[3] == "begun":
+            folder.mkdir(parents=True, exist_ok=True)
+            cell.write_json(folder / cell.PROGRESS, {"step": 0, "tokens_per_second": None})
+            while not list(folder.parent.glob("*rotary*")):
+                time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     cell.run_cell(one, folder)
 
@@ -323,10 +324,11 @@ def test_every_worker_finds_the_same(finished, backend, tmp_path):
 
 
 @pytest.mark.full
-def test_a_killed_worker_is_a_failed_cell_and_the_others_go_on(tmp_path):
+@pytest.mark.parametrize("when", ["begun", "before"])
+def test_a_killed_worker_is_a_failed_cell_and_the_others_go_on(when, tmp_path):
     settings = tiny_study(seeds=[0], learning_rates=[1e-3], schemes=["none", "learned", "rotary"])
     run = subprocess.run(
-        [sys.executable, "-c", WORKER_KILLED, json.dumps(settings), str(tmp_path)], capture_output=True, text=True
+        [sys.executable, "-c", WORKER_KILLED, json.dumps(settings), str(tmp_path), when], capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
     ((name, text),) = json.loads(run.stdout).items()

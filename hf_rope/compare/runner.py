@@ -98,8 +98,9 @@ def write_study(study: Study, folder: Path) -> None:
 
 def run_cells(study: Study, folder: Path, workers: int) -> dict[str, str]:
     """As `compare`: in one pass, or where learning rates are to be chosen in two."""
-    for left_over in folder.glob(f"*/{PROGRESS}"):  # of a run that was killed
-        left_over.unlink()
+    for name in (PROGRESS, ERROR):  # of an earlier run, whose failed cells are tried again
+        for left_over in folder.glob(f"*/{name}"):
+            left_over.unlink()
     failed: dict[str, str] = {}
     with show_progress(study, folder):
         while todo := [
@@ -108,7 +109,8 @@ def run_cells(study: Study, folder: Path, workers: int) -> dict[str, str]:
             try:
                 run_in_parallel(todo, folder, workers)
             except TerminatedWorkerError:
-                run_each_alone([cell for cell in todo if (folder / cell.name / PROGRESS).is_file()], folder)
+                running = [cell for cell in todo if (folder / cell.name / PROGRESS).is_file()]
+                run_each_alone(running or [cell for cell in todo if not ended(cell, folder)], folder)
             failed |= {cell.name: text for cell in todo if (text := read_error(folder / cell.name))}
     return failed
 
@@ -120,11 +122,11 @@ def run_in_parallel(cells: list[Cell], folder: Path, workers: int) -> None:
 def run_each_alone(cells: list[Cell], folder: Path) -> None:
     """Goes on with the cells that ran when a worker was killed, as a system without memory does, one after the other.
 
-    joblib stops all workers where one is killed, and does not say which cell that one had. Alone a cell has the memory
-    to itself, and what kills its worker again is its own.
+    joblib stops all workers where one is killed, and does not say which cell that one had; where it had not begun with
+    it, all that are left are given. Alone a cell has the memory to itself, and what kills its worker again is its own.
     """
     for cell in cells:
-        (folder / cell.name / PROGRESS).unlink()
+        (folder / cell.name / PROGRESS).unlink(missing_ok=True)
     for cell in cells:
         try:
             run_in_parallel([cell], folder, workers=2)  # one worker would be this process
@@ -135,6 +137,10 @@ def run_each_alone(cells: list[Cell], folder: Path) -> None:
 
 def finished(cell: Cell, folder: Path) -> bool:
     return read_result(folder / cell.name) is not None
+
+
+def ended(cell: Cell, folder: Path) -> bool:
+    return finished(cell, folder) or read_error(folder / cell.name) is not None
 
 
 def wanted(study: Study, folder: Path) -> Iterator[Cell]:
