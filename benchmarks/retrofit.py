@@ -3,7 +3,8 @@
 Each scheme and seed is a run of `hf_rope.retrofit`. At each evaluation, and at the end in float32, sentences are
 compared: Spearman's rank correlation of the cosine of their mean states with the labels of --pairs. With --needles, a
 sentence stands at a random place in pages of --pages, and its paraphrase has to find the pages by their cosine: the
-share found first, by length. Writes JSON, which a later call with the same --output adds to, and a picture.
+share found first, by length. Writes JSON, a picture and the models. A later call with the same --output adds to them,
+and makes nothing twice.
 """
 
 import argparse
@@ -135,27 +136,24 @@ class Curve(TrainerCallback):
         self.began += time.process_time() - now
 
 
-def run(scheme: str, seed: int, arguments: argparse.Namespace, similarity: Similarity, needles: Needles | None):
-    """A row of the results."""
+def run(name: str, seed: int, arguments: argparse.Namespace, similarity: Similarity) -> dict[str, Any]:
+    """A row of the results; the model is saved beside them."""
     curve = Curve(similarity)
-    folder = arguments.output / f"checkpoints-{os.getpid()}-{scheme}-{seed}"
+    folder = arguments.output / f"checkpoints-{os.getpid()}-{name}-{seed}"
     recipe = Recipe(**{**arguments.recipe, "seed": seed})
-    found = retrofit(arguments.source, scheme, arguments.texts, folder, recipe=recipe, callbacks=[curve])
+    scheme = name.partition(",")[0]
+    found = retrofit(
+        arguments.source, scheme, arguments.texts, folder, arguments.options, recipe=recipe, callbacks=[curve]
+    )
     shutil.rmtree(folder)
-    encoder = found.model.base_model.float()
-    row = {"scheme": scheme, "seed": seed, "recipe": asdict(recipe), "steps": found.steps, "minutes": found.minutes}
-    row |= {"spearman": similarity.spearman(encoder), "before": found.before, "after": found.after}
-    row["curve"] = curve.points
-    if needles:
-        row["needles"] = needles.found_first(encoder)
-    return row
+    found.model.save_pretrained(model_folder(arguments.output, name, seed))
+    row = {"scheme": name, "seed": seed, "recipe": asdict(recipe), "steps": found.steps, "minutes": found.minutes}
+    row |= {"spearman": similarity.spearman(found.model.base_model.float())}
+    return {**row, "before": found.before, "after": found.after, "curve": curve.points}
 
 
-def of_source(model: PreTrainedModel, similarity: Similarity, needles: Needles | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"spearman": similarity.spearman(model.base_model)}
-    if needles:
-        row["needles"] = needles.found_first(model.base_model)
-    return row
+def model_folder(output: Path, name: str, seed: int) -> Path:
+    return output / "models" / f"{name.replace(', ', '-')}-{seed}"
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -183,31 +181,47 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, required=True, help="JSON lines with sentence1, sentence2 and label")
     parser.add_argument("--needles", nargs="*", type=Path, default=[], help="pairs to take needles from")
     parser.add_argument("--pages", type=Path, help="JSON lines with a `text`, to hide them in")
-    parser.add_argument("--position", nargs="+", choices=list(SCHEMES), default=["rotary", "alibi", "t5"])
+    parser.add_argument("--position", nargs="*", choices=list(SCHEMES), default=["rotary", "alibi", "t5"])
+    parser.add_argument("--options", type=json.loads, default={}, help="of these schemes, a JSON object")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--recipe", type=json.loads, default={}, help="keys of Recipe, a JSON object")
     parser.add_argument("--output", type=Path, default=Path("runs/retrofit"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     tokenizer = read_tokenizer(arguments.source)
-    similarity, needles = Similarity([*read_rows(arguments.pairs)], tokenizer), None
-    if arguments.needles:
-        pages = "\n".join(read_texts(arguments.pages))
-        needles = Needles([row for path in arguments.needles for row in read_rows(path)], pages, tokenizer)
+    similarity = Similarity([*read_rows(arguments.pairs)], tokenizer)
     path = arguments.output / "results.json"
     if path.is_file():
         results = json.loads(path.read_text())
     else:
-        results = {"source": of_source(convert(arguments.source).float(), similarity, needles), "rows": []}
-        results["threads"] = torch.get_num_threads()
-    for seed, scheme in product(arguments.seeds, arguments.position):
-        row = run(scheme, seed, arguments, similarity, needles)
-        results["rows"].append(row)
+        source = {"spearman": similarity.spearman(convert(arguments.source).float().base_model)}
+        results = {"source": source, "threads": torch.get_num_threads(), "rows": []}
+
+    if any(row["recipe"] != asdict(Recipe(**{**arguments.recipe, "seed": row["seed"]})) for row in results["rows"]):
+        parser.error(f"{path} has rows of another recipe: name another --output")
+
+    def keep() -> None:
         path.write_text(json.dumps(results, indent=1))
         draw(results, arguments.output / "quality_by_minutes.png")
-        print(
-            json.dumps({key: row.get(key) for key in ("scheme", "seed", "spearman", "minutes", "needles")}), flush=True
-        )
+
+    made = {(row["scheme"], row["seed"]) for row in results["rows"]}
+    names = [", ".join([scheme, *map(str, arguments.options.values())]) for scheme in arguments.position]
+    for seed, name in product(arguments.seeds, names):
+        if (name, seed) not in made:
+            results["rows"].append(row := run(name, seed, arguments, similarity))
+            keep()
+            print(name, seed, f"Spearman {row['spearman']:.4f} after {row['minutes']:.1f} minutes", flush=True)
+    if arguments.needles:
+        pages = "\n".join(read_texts(arguments.pages))
+        needles = Needles([row for path in arguments.needles for row in read_rows(path)], pages, tokenizer)
+        results["number_of_needles"] = len(needles.rows)
+        for row in [results["source"], *results["rows"]]:
+            if "needles" not in row:
+                of_source = row is results["source"]
+                folder = arguments.source if of_source else model_folder(arguments.output, row["scheme"], row["seed"])
+                row["needles"] = needles.found_first(convert(folder).float().base_model)
+                keep()
+                print(row.get("scheme", "source"), row.get("seed", ""), row["needles"], flush=True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from . import cli_compare
 from .cli_export import export
 from .cli_inspect import inspect
+from .cli_options import PositionOptions, read_position_options
 from .cli_retrofit import retrofit
 from .convert import Report
 from .convert import convert as convert_checkpoint
@@ -64,10 +65,12 @@ def convert(
     position: Annotated[
         str | None, typer.Option(help="Another position scheme; the model then needs training.", show_default=False)
     ] = None,
+    position_options: PositionOptions = None,
     check: Check = False,
 ) -> None:
     """Convert a checkpoint to hf_rope: model, code, tokenizer, and what sentence-transformers reads beside them."""
-    run(lambda: convert_checkpoint(source, position, return_report=True), source, target, check)
+    options = read_position_options(position_options)
+    run(lambda: convert_checkpoint(source, position, options, return_report=True), source, target, check)
 
 
 @app.command()

@@ -1,6 +1,5 @@
 """`hf-rope inspect CHECKPOINT TEXT`: what the positions of a model do, as tables, pictures and arrays."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,8 +10,11 @@ from rich.table import Table
 
 from .analysis import Findings
 from .analysis import inspect as inspect_checkpoint
+from .cli_options import read_object
 
 WRITTEN = {"arrays.npz", "findings.json", "score_terms.png", "attention_by_distance.png", "long_term_decay.png"}
+
+ROPE = '{"rope_type": "linear", "factor": 4}'
 
 
 def inspect(
@@ -44,7 +46,7 @@ def inspect(
     except ModuleNotFoundError as error:
         raise ValueError(f"The pictures need matplotlib ({error}): pip install 'hf-rope[inspect]'.") from None
     settings: Any = {"tokens": tokens, "window": window, "longest": longest}
-    settings["rope_parameters"] = [read_rope(text) for text in rope or []]
+    settings["rope_parameters"] = [read_object("--rope", text, ROPE) for text in rope or []]
     findings = inspect_checkpoint(checkpoint, sys.stdin.read() if text == "-" else text, **settings)
     layers, heads = findings.attention.special.shape
     if not 0 <= layer < layers or not 0 <= (head or 0) < heads:
@@ -58,17 +60,6 @@ def inspect(
     draw(findings, output, layer, head)
     show_findings(findings)
     print(f"In {output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
-
-
-def read_rope(text: str) -> dict[str, Any]:
-    """The value of --rope."""
-    try:
-        parameters = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--rope {text!r} is no JSON ({error}).") from None
-    if not isinstance(parameters, dict):
-        raise ValueError(f'--rope is {text}; it must be a JSON object such as {{"rope_type": "linear", "factor": 4}}.')
-    return parameters
 
 
 def show_findings(findings: Findings) -> None:

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .cli_options import PositionOptions, read_position_options
 from .convert.checkpoint import read_tokenizer, sentence_transformer_files
 from .folders import check_free, new_folder, save_beside
 from .retrofit import Recipe
@@ -23,6 +24,7 @@ def retrofit(
     texts: Annotated[
         list[str], typer.Option(help="A .txt or .jsonl file, or the name of a data set; may be repeated.")
     ],
+    position_options: PositionOptions = None,
     steps: Annotated[int, typer.Option(help="At most so many steps.")] = DEFAULT.steps,
     minutes: Annotated[
         float | None, typer.Option(help="At most so many minutes; no limit if left out.", show_default=False)
@@ -50,7 +52,10 @@ def retrofit(
     checkpoints = target.with_name(f"{target.name}-checkpoints")
     settings = {name: value for name, value in locals().items() if name in Recipe.__dataclass_fields__}
     recipe = Recipe(**settings)
-    found = retrofit_checkpoint(source, position, texts, checkpoints, recipe=recipe, resume=resume, progress=True)
+    options = read_position_options(position_options)
+    found = retrofit_checkpoint(
+        source, position, texts, checkpoints, options, recipe=recipe, resume=resume, progress=True
+    )
     tokenizer = read_tokenizer(source)
     card = found.card(target.name, tokenizer)
     others = sentence_transformer_files(source)

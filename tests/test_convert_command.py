@@ -37,10 +37,13 @@ def test_command_writes_model_code_and_tokenizer(source, tmp_path):
 
 def test_command_to_another_scheme_says_that_it_needs_training(source, tmp_path):
     (tmp_path / "target").mkdir()
-    result = command(source, tmp_path / "target", "--position", "rotary")
+    options = {"form": "one_sided"}
+    given = ("--position", "alibi", "--position-options", json.dumps(options))
+    result = command(source, tmp_path / "target", *given)
     assert result.exit_code == 0, result.output
     assert "needs training" in result.output
-    assert json.loads((tmp_path / "target" / "config.json").read_text())["position_embedding_type"] == "rotary"
+    config = json.loads((tmp_path / "target" / "config.json").read_text())
+    assert (config["position_embedding_type"], config["position_options"]) == ("alibi", options)
 
 
 def test_command_says_where_there_is_no_tokenizer(tmp_path):

@@ -206,7 +206,8 @@ def test_command_writes_model_card_tokenizer_and_pooling(masked, texts, tmp_path
     (source / "1_Pooling").mkdir()
     (source / "1_Pooling" / "config.json").write_text("{}")
     target = tmp_path / "new" / "target"
-    result = command(source, target, "--position", "rotary", "--texts", texts, *OPTIONS, name="retrofit")
+    position = ("--position", "alibi", "--position-options", '{"form": "learned"}')
+    result = command(source, target, *position, "--texts", texts, *OPTIONS, name="retrofit")
     assert result.exit_code == 0, result.output
     assert "hidden state difference" in result.output
     assert [path.name for path in target.parent.iterdir()] == ["target"]
@@ -218,7 +219,8 @@ def test_command_writes_model_card_tokenizer_and_pooling(masked, texts, tmp_path
         assert line in card
     assert str(tmp_path) not in card
     model = AutoModelForMaskedLM.from_pretrained(target)
-    assert model.config.position_embedding_type == "rotary"
+    assert model.config.position_embedding_type == "alibi"
+    assert model.config.position_options == {"form": "learned"}
     long = "a short one . " * 100
     tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (source, target)]
     assert tokenizers[0](long)["input_ids"] == tokenizers[1](long)["input_ids"]
@@ -242,6 +244,8 @@ def test_command_goes_on_where_it_was_stopped(masked, texts, tmp_path, monkeypat
 REFUSALS = {
     "same positions": (["--position", "learned"], r"are 'learned' with {} already: choose another scheme"),
     "unknown scheme": (["--position", "rotery"], r"'rotery' is unknown; the nearest is 'rotary'"),
+    "options": (["--position-options", "learned"], r"--position-options 'learned' is no JSON"),
+    "no option of it": (["--position-options", '{"form": "learned"}'], r"'form'"),
     "long text": (["--length", 61], r"length is 61, and the source or the new scheme has positions for 60 tokens"),
     "short text": (["--short-length", 61, "--length", 61], r"short_length is 61, and the source or"),
     "order of lengths": (["--short-length", 17], r"length is 16, below the 17 tokens of a short text"),
