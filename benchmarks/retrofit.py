@@ -160,12 +160,13 @@ def draw(results: dict[str, Any], path: Path) -> None:
     """Spearman by minutes: a line a scheme, the mean of its seeds, and their range."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for scheme in dict.fromkeys(row["scheme"] for row in results["rows"]):
+    for number, scheme in enumerate(dict.fromkeys(row["scheme"] for row in results["rows"])):
         curves = [row["curve"] for row in results["rows"] if row["scheme"] == scheme]
         points = list(zip(*curves, strict=False))
         minutes = [statistics.mean(point["minutes"] for point in each) for each in points]
         values = [[point["spearman"] for point in each] for each in points]
-        (line,) = axes.plot(minutes, [statistics.mean(each) for each in values], "o-", markersize=3, label=scheme)
+        style = "o-" if number < 10 else "s--"  # there are ten colours
+        (line,) = axes.plot(minutes, [statistics.mean(each) for each in values], style, markersize=3, label=scheme)
         axes.fill_between(minutes, [*map(min, values)], [*map(max, values)], color=line.get_color(), alpha=0.15)
     axes.axhline(results["source"]["spearman"], color="black", linestyle="--", label="source")
     axes.set(xlabel="minutes of training, of one processor", ylabel="Spearman, STS-B test")
