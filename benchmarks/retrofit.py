@@ -13,6 +13,7 @@ import os
 import shutil
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -166,10 +168,20 @@ def draw(results: dict[str, Any], path: Path) -> None:
         minutes = [statistics.mean(point["minutes"] for point in each) for each in points]
         values = [[point["spearman"] for point in each] for each in points]
         style = "o-" if number < 10 else "s--"  # there are ten colours
-        (line,) = axes.plot(minutes, [statistics.mean(each) for each in values], style, markersize=3, label=scheme)
-        axes.fill_between(minutes, [*map(min, values)], [*map(max, values)], color=line.get_color(), alpha=0.15)
+        draw_seeds(axes, minutes, values, style, markersize=3, label=scheme)
     axes.axhline(results["source"]["spearman"], color="black", linestyle="--", label="source")
     axes.set(xlabel="minutes of training, of one processor", ylabel="Spearman, STS-B test")
+    save(figure, axes, path)
+
+
+def draw_seeds(axes: Axes, places: Sequence[float], values: Sequence[Sequence[float]], style: str, **line: Any) -> None:
+    """A line through the means of several seeds' values at each place, on a band of their range."""
+    (drawn,) = axes.plot(places, [statistics.mean(each) for each in values], style, **line)
+    axes.fill_between(places, [*map(min, values)], [*map(max, values)], color=drawn.get_color(), alpha=0.15)
+
+
+def save(figure: Figure, axes: Axes, path: Path) -> None:
+    """With a grid, and the legend on the right of the axes."""
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=130)
@@ -197,7 +209,6 @@ def main() -> None:
     else:
         source = {"spearman": similarity.spearman(convert(arguments.source).float().base_model)}
         results = {"source": source, "threads": torch.get_num_threads(), "rows": []}
-
     if any(row["recipe"] != asdict(Recipe(**{**arguments.recipe, "seed": row["seed"]})) for row in results["rows"]):
         parser.error(f"{path} has rows of another recipe: name another --output")
 

@@ -8,7 +8,6 @@ that are longer than the source reads. Writes JSON, to which a later call adds w
 
 import argparse
 import json
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from matplotlib.figure import Figure
 from sklearn.linear_model import LogisticRegression
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.retrofit import LENGTHS, embed
+from benchmarks.retrofit import LENGTHS, draw_seeds, embed, save
 from hf_rope.convert import convert
 from hf_rope.convert.checkpoint import read_tokenizer
 from hf_rope.text_files import read_rows
@@ -74,14 +73,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         points = [(length, values) for length, values in zip(LENGTHS, found, strict=True) if values]
         lengths, scores = [length for length, _ in points], [values for _, values in points]
         style = "ko--" if name == "source" else "o-"
-        (line,) = axes.plot(lengths, [statistics.mean(each) for each in scores], style, markersize=4, label=name)
-        axes.fill_between(lengths, [*map(min, scores)], [*map(max, scores)], color=line.get_color(), alpha=0.15)
+        draw_seeds(axes, lengths, scores, style, markersize=4, label=name)
     axes.set_xscale("log", base=2)
     axes.set(xlabel="tokens read of a document", ylabel="accuracy of a linear probe", xticks=LENGTHS)
     axes.set_xticklabels(map(str, LENGTHS))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=130)
+    save(figure, axes, path)
 
 
 def main() -> None:
@@ -116,8 +112,8 @@ def main() -> None:
             measure("source", 0, convert(arguments.source).float().base_model, length)
     for folder in arguments.models:
         name, _, seed = folder.name.rpartition("-")
+        model = convert(folder).float()
         for length in LENGTHS:
-            model = convert(folder).float()
             measure(name, int(seed), model.base_model, length)
             if name == "rotary" and length > TRAINED:
                 for scaling, parameters in scalings(length / TRAINED).items():

@@ -13,14 +13,12 @@ PositionOptions = Annotated[
 ]
 
 
-def read_object(name: str, text: str | None, example: str) -> dict[str, Any] | None:
-    """The JSON object that an option holds; None where it is left out.
+def read_object(name: str, text: str, example: str) -> dict[str, Any]:
+    """The JSON object that an option holds.
 
     Raises:
         ValueError: it is no JSON, or no object.
     """
-    if text is None:
-        return None
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
@@ -31,4 +29,5 @@ def read_object(name: str, text: str | None, example: str) -> dict[str, Any] | N
 
 
 def read_position_options(text: str | None) -> dict[str, Any] | None:
-    return read_object("--position-options", text, '{"form": "learned"}')
+    """None where the option is left out."""
+    return None if text is None else read_object("--position-options", text, '{"form": "learned"}')
