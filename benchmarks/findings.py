@@ -90,6 +90,8 @@ def with_section(card: str, text: str) -> str:
 
 def main() -> None:
     summaries = {folder.name: report(folder) for folder in folders()}
+    for folder in folders():
+        (folder / "results.json").unlink()  # the cells' result.json hold it all
     print(*summaries, sep="\n")
     for scheme in SCHEMES:
         path = CARDS / f"{scheme}.md"

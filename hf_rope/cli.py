@@ -11,6 +11,7 @@ import transformers
 import typer
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from typer.core import TyperGroup
 
@@ -23,7 +24,7 @@ from .convert import Report
 from .convert import convert as convert_checkpoint
 from .convert import to_native as checkpoint_to_native
 from .convert.check import LIMIT, check_against_source, equal
-from .convert.checkpoint import read_tokenizer, sentence_transformer_files
+from .convert.checkpoint import read_tokenizer, sentence_transformer_files, use_own_encoder
 from .folders import check_free, new_folder, save_beside
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A folder or a name on the Hub.")]
@@ -39,7 +40,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
-        except (ValueError, TypeError, OSError) as error:
+        except (ValueError, TypeError, OSError, SafetensorError) as error:  # the last where a disk is full
             Console(stderr=True, soft_wrap=True).print(f"Error: {error}", markup=False, highlight=False)
             raise typer.Exit(1) from None
 
@@ -102,6 +103,7 @@ def run(make: Callable[[], tuple[PreTrainedModel, Report]], source: str, target:
     with new_folder(target) as folder:
         model.save_pretrained(folder)
         save_beside(folder, tokenizer, others)
+        report.notes += use_own_encoder(folder)
     show(report, target)
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .cli_options import PositionOptions, read_position_options
-from .convert.checkpoint import read_tokenizer, sentence_transformer_files
+from .convert.checkpoint import read_tokenizer, sentence_transformer_files, use_own_encoder
 from .folders import check_free, new_folder, save_beside
 from .retrofit import Recipe
 from .retrofit import retrofit as retrofit_checkpoint
@@ -62,11 +62,14 @@ def retrofit(
     with new_folder(target) as folder:
         found.model.save_pretrained(folder)
         save_beside(folder, tokenizer, others)
+        notes = use_own_encoder(folder)
         card.save(folder / "README.md")
     shutil.rmtree(checkpoints)
     show(found.before, found.after)
     if others:
         print(f"The files of sentence-transformers are carried over: {', '.join(sorted(others))}.")
+    for note in notes:
+        print(note)
     print(f"{found.steps} steps in {found.minutes:.1f} minutes. Written to {target}.")
 
 

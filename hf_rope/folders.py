@@ -11,14 +11,20 @@ from transformers import PreTrainedTokenizerBase
 
 
 def check_free(target: Path) -> None:
-    """Refuses a target that is there and is not an empty folder."""
+    """Refuses a target that is there and is not an empty folder, and the working directory."""
+    if target.resolve() == Path.cwd():
+        raise ValueError(f"{target} is the working directory, which cannot be replaced: name a folder in it.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists and is not an empty folder: choose another, or remove it first.")
 
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder beside the target, to be filled and then renamed to it; removed where anything is raised inside."""
+    """A folder beside the target, to be filled and then renamed to it; removed where anything is raised inside.
+
+    Where the target is a link, it is the place that the link names.
+    """
+    target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -45,8 +51,11 @@ def last_checkpoint(folder: Path, mark: str) -> str | None:
     """The newest Trainer checkpoint with a file named `mark`; those without it are removed."""
     steps = {}
     for path in folder.glob("checkpoint-*"):
+        step = path.name.removeprefix("checkpoint-")
+        if not step.isdigit():  # not Trainer's
+            continue
         if (path / mark).exists():
-            steps[int(path.name.split("-")[1])] = str(path)
+            steps[int(step)] = str(path)
         else:
             shutil.rmtree(path)
     return steps[max(steps)] if steps else None

@@ -6,12 +6,17 @@ from typing import Any
 import torch
 from transformers import DataCollatorForLanguageModeling
 
+NO_LABEL = -100
+MOST_DRAWS = 100
+"""Masks of a batch are drawn so often at most: it may hold nothing but special tokens."""
+
 
 class BatchSeededMasking(DataCollatorForLanguageModeling):
     """transformers' masked-LM collator, with masks drawn from a generator that the batch seeds.
 
-    The same rows are masked alike under every scheme, in every evaluation and after a resume. Rows may bring
-    `position_ids`, such as those of `hf_rope.packing.pack`; they are padded as the ids are.
+    The same rows are masked alike under every scheme, in every evaluation and after a resume. A batch of few tokens has
+    one that is masked, too, since a loss over none is no number. Rows may bring `position_ids`, such as those of
+    `hf_rope.packing.pack`; they are padded as the ids are.
     """
 
     def torch_call(self, examples: list[Any]) -> dict[str, torch.Tensor]:
@@ -26,3 +31,10 @@ class BatchSeededMasking(DataCollatorForLanguageModeling):
             positions[real] = torch.cat([torch.as_tensor(example["position_ids"]) for example in examples])
             batch["position_ids"] = positions
         return batch
+
+    def torch_mask_tokens(self, inputs, special_tokens_mask=None, offset_mapping=None):
+        for _ in range(MOST_DRAWS):
+            masked, labels = super().torch_mask_tokens(inputs, special_tokens_mask, offset_mapping)
+            if (labels != NO_LABEL).any():
+                break
+        return masked, labels

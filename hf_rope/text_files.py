@@ -1,4 +1,4 @@
-"""Texts and labelled rows in files that a user names; what cannot be used is refused in one sentence."""
+"""Texts, rows and JSON in files that a user can reach; what cannot be used is refused in one sentence."""
 
 import json
 from collections.abc import Iterator
@@ -16,6 +16,18 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8 ({error}): save it as such.") from None
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: it is no JSON, as one that was cut off.
+    """
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON ({error}): restore it, or remove what it belongs to.") from None
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -37,7 +49,20 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise ValueError(f"Line {number} of {path} is no JSON ({error}).") from None
             if not isinstance(row, dict):
                 raise ValueError(f"Line {number} of {path} holds {line.strip()[:40]!r}; it must hold a JSON object.")
+            if "\\u" in line and not is_text(json.dumps(row, ensure_ascii=False)):
+                raise ValueError(
+                    f"Line {number} of {path} holds half of a surrogate pair, as a cut emoji leaves it: correct it."
+                )
             yield number, row
+
+
+def is_text(text: str) -> bool:
+    """Whether it has an encoding, which half of a surrogate pair has not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_texts(path: Path) -> Iterator[str]:

@@ -7,20 +7,24 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from helpers import refused
 from hf_rope.compare import cell as cells
 from hf_rope.compare import compare, report
-from hf_rope.compare.cell import CELLS, COMPLETE, PROGRESS, RESULT, read_result, run_cell
+from hf_rope.compare.cell import CELLS, COMPLETE, LOCK, PROGRESS, RESULT, read_result, run_cell
 from hf_rope.compare.choice import choose_rate
 from hf_rope.compare.figures import draw_scores
-from hf_rope.compare.runner import write_study
+from hf_rope.compare.runner import STUDY, write_study
 from hf_rope.compare.study import make_study
-from hf_rope.compare.summary import summarise
+from hf_rope.compare.summary import over_seeds, spread, summarise
+from hf_rope.compare.words import score_with_range
 from hf_rope.folders import last_checkpoint
 from native_models import command
 from studies import ANSWERS, BYTES, tiny_study
@@ -92,7 +96,7 @@ def test_a_killed_cell_goes_on_and_ends_as_one_that_was_not(tmp_path):
     killed = [sys.executable, "-c", KILLED, json.dumps(settings), str(tmp_path / "killed")]
     assert subprocess.run(killed, env={**os.environ, "OMP_NUM_THREADS": "2"}).returncode == -9
     left = {path.name for path in (tmp_path / "killed").iterdir()}
-    assert left == {"checkpoint-2", "checkpoint-4", PROGRESS}
+    assert left == {"checkpoint-2", "checkpoint-4", PROGRESS, LOCK}
     cell = only_cell(precision="bfloat16")
     resumed, whole = (run_cell(cell, tmp_path / name) for name in ("killed", "whole"))
     assert without_speed(resumed) == without_speed(whole)
@@ -121,6 +125,27 @@ def test_a_cell_with_a_result_is_not_run_again(finished, tmp_path, monkeypatch):
     cell = next(iter(make_study(tiny_study()).cells.values()))
     assert run_cell(cell, tmp_path / CELLS / cell.name) == read_result(finished / CELLS / cell.name)
     assert compare(tiny_study(seeds=[1, 0], threshold=3.0), tmp_path, resume=True) != {}  # other cells are wanted
+
+
+def test_a_cell_that_another_process_trains_is_waited_for(finished, tmp_path, monkeypatch):
+    """As a worker that outlives a study that was killed does, while that is resumed."""
+    monkeypatch.setattr(cells, "train", lambda *_: pytest.fail("trained twice"))
+    result = next(finished.glob(f"{CELLS}/*/{RESULT}"))
+    with ThreadPoolExecutor() as pool:
+        with FileLock(tmp_path / LOCK):
+            found = pool.submit(run_cell, only_cell(), tmp_path)
+            with pytest.raises(TimeoutError):
+                found.result(timeout=0.3)
+            shutil.copy(result, tmp_path)
+        assert found.result(timeout=60) == read_result(result.parent)
+    assert [path.name for path in tmp_path.iterdir()] == [RESULT]
+
+
+def test_a_model_that_diverged_has_no_scores(tmp_path):
+    """The best of classes whose logits are no numbers would be the first one, which is right now and then."""
+    task = {**ANSWERS, "kind": "token_at_distance", "test_lengths": [32]}
+    found = run_cell(only_cell(tasks={"a": task}, learning_rates=[1e30]), tmp_path)["evaluations"]
+    assert found == {key: {"loss": None, "accuracy": None} for key in ("validation", "32")}
 
 
 def test_nothing_is_left_but_results_and_the_report(finished):
@@ -196,7 +221,7 @@ def test_the_reports_numbers_are_those_of_the_results(finished):
         assert f"| `{scheme}` | {row['mean']:.3f} ({min(losses):.3f} to {max(losses):.3f}) |" in text
 
 
-def made_up(folder: Path, losses: dict[str, list[float | None]], tasks: str = "a") -> dict:
+def made_up(folder: Path, losses: dict[str, list[float | None]], tasks: Iterable[str] = "a") -> dict:
     """The report of a study in which each scheme's seeds reached these losses, in each task alike."""
     answers = dict.fromkeys(tasks, ANSWERS)
     study = make_study(tiny_study(schemes=[*losses], seeds=[0, 1, 2], learning_rates=[1e-2], tasks=answers))
@@ -248,6 +273,37 @@ def test_many_tasks_are_drawn_as_one_table_of_scores(tmp_path):
     assert [text.get_text() for text in panel.texts] == ["0.85"] * 4 + ["diverged"] * 4
     assert [label.get_text() for label in panel.get_yticklabels()] == ["rotary", "none"]
     assert [label.get_text() for label in panel.get_xticklabels()] == [*"abcd"]
+
+
+def test_what_a_seed_that_diverged_lacks_the_others_show():
+    places = [{"loss": 2.0, "share": 0.5, "by_place": [1.0, 3.0]}, {"loss": None, "by_place": []}]
+    for order in (places, places[::-1]):
+        seeds = {
+            seed: {"evaluations": {"validation": scores}, "curve": {"step": []}, "parameters": 1}
+            for seed, scores in enumerate(order)
+        }
+        found = over_seeds(seeds, {"steps": 0, "threshold": None})
+        assert found["evaluations"]["validation"]["share"]["values"] == [scores.get("share") for scores in order]
+        assert [row["mean"] for row in found["evaluations"]["validation"]["by_place"]] == [None, None]
+        assert score_with_range(found, "validation", "share") == "diverged in 1 of 2"
+
+
+def test_a_score_that_has_no_value_is_undefined_where_the_model_has_not_diverged():
+    rows = {"loss": spread([1.0, 2.0]), "spearman": spread([0.5, None])}
+    assert score_with_range({"evaluations": {"validation": rows}}, "validation", "spearman") == "undefined in 1 of 2"
+
+
+def test_a_dollar_in_a_name_is_a_dollar(tmp_path):
+    made_up(tmp_path, {"rotary": [0.9, 0.8, 0.86]}, tasks=["costs $_$"])
+    assert (tmp_path / "curves.png").is_file()
+
+
+@pytest.mark.parametrize("name", [RESULT, STUDY])
+@pytest.mark.parametrize("content", ["", '{"a": 1', "<<<<<<< HEAD", "{}"])
+def test_a_damaged_file_of_a_study_is_named(name, content, study_folder):
+    path = next(study_folder.rglob(name))
+    path.write_text(content)
+    refused(lambda: report(study_folder), str(path))
 
 
 def test_one_seed_tells_nothing_apart(study_folder):

@@ -58,6 +58,17 @@ REFUSALS = {
     "negative seed": ({"seeds": [-1]}, "seeds is [-1]"),
     "no steps": ({"steps": 0}, "steps is 0"),
     "learning rate": ({"learning_rates": [0.0]}, "learning_rates is [0.0]"),
+    "no number for a rate": ({"learning_rates": [1e-3, float("nan")]}, "learning_rates is [0.001, nan]"),
+    "endless rate": ({"learning_rates": [float("inf")]}, "learning_rates is [inf]"),
+    "threshold": ({"threshold": float("nan")}, "threshold is nan"),
+    "a seed in quotes": ({"seeds": ["0"]}, "seeds[0]", "expected int, got str"),
+    "a word for a list": ({"leave_out": {"bytes": "none"}}, "leave_out['bytes']", "expected a list"),
+    "accumulated gradients": ({"training": {"gradient_accumulation_steps": 4}}, "'gradient_accumulation_steps'"),
+    "checkpoints without optimizer": ({"training": {"save_only_model": True}}, "'save_only_model'"),
+    "what is not installed": ({"training": {"deepspeed": "x.json"}}, "training: "),
+    "a hidden name": ({"schemes": {"_t5": {"position_embedding_type": "t5"}}}, "'_t5' begins with _"),
+    "a task without a scheme": ({"leave_out": {"bytes": ["learned", "rotary"]}}, "every scheme of task 'bytes'"),
+    "few tokens of the model": ({"model": {**MODEL, "vocab_size": 50}}, "vocab_size is 50", "262"),
     "last step": ({"steps": 7}, "steps=7", "evaluate_every=2"),
     "tokens": ({"tokens_per_step": 65}, "tokens_per_step=65", "length=16"),
     "scheme and attention": ({"model": {**MODEL, "attention_type": "linear"}, "schemes": ["t5"]}, "'t5'", "'bytes'"),
@@ -95,9 +106,16 @@ def test_what_does_not_fit_is_refused(name):
 
 def test_a_file_that_is_no_study_is_refused(tmp_path):
     refused(lambda: read_study(tmp_path / "none.yaml"), "none.yaml")
-    for text in ("- a", "a: [", ""):
+    for text in ("- a", "a: [", "", "seeds: [0]\nseeds: [1]", "tasks: {a: 1, a: 2}"):
         (tmp_path / "study.yaml").write_text(text)
         refused(lambda: read_study(tmp_path / "study.yaml"), "study.yaml")
+
+
+def test_a_study_that_starts_from_itself_is_refused(tmp_path):
+    for name, start in (("one", "two"), ("two", "one"), ("self", "self")):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tiny_start(start=f"{start}.yaml")))
+    for path in (tmp_path / "one.yaml", tmp_path / "self.yaml"):
+        refused(lambda path=path: read_study(path), f"{path} is a study that starts from itself")
 
 
 @pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001", "1E-3"])

@@ -190,6 +190,15 @@ def test_windows_cover_the_text_once_an_epoch_in_another_order():
     )
 
 
+def test_a_batch_of_few_bytes_has_a_masked_one():
+    """A loss over none is no number, in which a whole evaluation would end."""
+    collator = built("masked_lm", length=16, mlm_probability=0.01).collator()
+    for first in range(20):
+        ids = torch.arange(first, first + 4) + 6
+        labels = collator([{"input_ids": ids, "special_tokens_mask": torch.zeros_like(ids)}])["labels"]
+        assert (labels != NO_LABEL).any()
+
+
 def test_masks_are_15_percent_and_follow_from_the_batch():
     task = built("masked_lm", length=16)
     batch = examples(task.training(0, 500), 500)
@@ -279,6 +288,11 @@ UNFIT = {
     "a class that is none": ("classification", {}, [{**PAIR, "label": 0.5}], "0.5"),
     "an unknown class": ("classification", {}, [{**PAIR, "label": x} for x in (2, 3)], "validation has the label 0"),
     "no number": ("regression", {}, [{**PAIR, "label": "5"}], "'5'"),
+    "endless number": ("regression", {}, [{**PAIR, "label": float("inf")}], "inf"),
+    "a list for a class": ("classification", {}, [{**PAIR, "label": [1]}], "[1]"),
+    "a word for classes": ("token_classification", {}, [{"tokens": ["a", "b"], "tags": "xy"}], "'xy'"),
+    "no labels": ("token_classification", {}, [{"tokens": [], "tags": []}], "train has no labels"),
+    "half a character": ("classification", {}, [{**PAIR, "sentence1": "\ud83d", "label": 1}], "Line 1 of"),
     "words and classes": ("token_classification", {}, [{"tokens": ["a"], "tags": []}], "1 words and 0 classes"),
 }
 

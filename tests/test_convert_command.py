@@ -7,10 +7,12 @@ import shutil
 import pytest
 import torch
 import transformers
+from safetensors import SafetensorError
 
 import hf_rope
 from helpers import tiny_model
 from hf_rope.convert import convert, to_native
+from hf_rope.convert.check import sample
 from native_models import MASKED, assert_equal, command, cut, native, refused, save_with_tokenizer, write_old_bert
 
 
@@ -53,6 +55,29 @@ def test_command_says_where_there_is_no_tokenizer(tmp_path):
     assert "has no tokenizer" in result.output
 
 
+@pytest.mark.parametrize("length", [1, 8])
+@pytest.mark.parametrize(
+    ("name", "tokenizer", "unused"),
+    [("bert", True, 0), ("roformer", True, 0), ("bert", False, 0), ("roberta", False, 2)],
+)
+def test_check_takes_no_more_tokens_than_there_are_positions(name, tokenizer, unused, length, tmp_path):
+    model = native(name, max_position_embeddings=length + unused)
+    if tokenizer:
+        save_with_tokenizer(model, tmp_path / "source")
+    else:
+        model.save_pretrained(tmp_path / "source")
+    result = command(tmp_path / "source", tmp_path / "target", "--check")
+    assert result.exit_code == 0, result.output
+    assert "greatest difference from the source's own class" in result.output
+
+
+def test_check_masks_padding_also_where_the_tokenizer_is_not_set_to(source):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, model_input_names=["input_ids"])
+    assert list(tokenizer("a")) == ["input_ids"]
+    batch = sample(convert(source).config, tokenizer)
+    assert batch["attention_mask"].sum(-1).tolist() == [batch["input_ids"].shape[1], 6]
+
+
 def test_command_refuses_in_one_sentence_and_writes_nothing(source, tmp_path):
     refused(command(tmp_path / "nowhere", tmp_path / "target"), tmp_path, "has no config.json that can be read")
     (tmp_path / "taken").mkdir()
@@ -61,6 +86,10 @@ def test_command_refuses_in_one_sentence_and_writes_nothing(source, tmp_path):
     refused(command(source, tmp_path / "target", "--position", "alibi", "--check"), tmp_path, "'alibi' is new")
     cut(source)
     refused(command(source, tmp_path / "target"), tmp_path, "not a complete safetensors file")
+    shutil.rmtree(source)
+    save_with_tokenizer(native("bert", vocab_size=10), source)
+    found = "input_ids holds 13, outside 0 to 9 (vocab_size=10): the tokenizer and the model do not fit"
+    refused(command(source, tmp_path / "target", "--check"), tmp_path, found)
     assert (tmp_path / "taken" / "file").exists()
 
 
@@ -76,9 +105,12 @@ def test_check_refuses_what_differs_and_what_no_class_computes(source, tmp_path,
     assert command(source, tmp_path / "target").exit_code == 0
 
 
-def test_a_write_that_fails_leaves_nothing(source, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OSError, SafetensorError])
+def test_a_write_that_fails_leaves_nothing(error, source, tmp_path, monkeypatch):
+    """As on a full disk."""
+
     def fail(*_, **__):
-        raise OSError("No space left on device")
+        raise error("No space left on device")
 
     monkeypatch.setattr(hf_rope.HfRopeForMaskedLM, "save_pretrained", fail)
     refused(command(source, tmp_path / "target"), tmp_path, "No space left on device")

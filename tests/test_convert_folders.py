@@ -1,5 +1,6 @@
 """A folder converts as its model does, shards, old formats and the files of sentence-transformers included."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from sentence_transformers.sentence_transformer import modules
 
 import hf_rope
 from helpers import over, tiny_model
-from hf_rope.convert import convert
+from hf_rope.convert import convert, to_native
 from native_models import (
     FAMILIES,
     MASKED,
@@ -42,6 +43,21 @@ def test_a_folder_converts_as_the_model_does(name, tmp_path):
         found = convert(tmp_path / folder).state_dict()
         assert list(found) == list(expected)
         assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("shards", ["stale", "removed"])
+def test_whole_weights_are_read_before_shards(shards, tmp_path):
+    """As transformers does, which removes the shards of before, and not their index, where it saves in one file."""
+    theirs = native("bert", MASKED)
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    with torch.no_grad():
+        theirs.get_input_embeddings().weight += 1
+    theirs.save_pretrained(tmp_path / "one")
+    shutil.move(tmp_path / "one" / "model.safetensors", tmp_path)
+    if shards == "removed":
+        for path in tmp_path.glob("model-*"):
+            path.unlink()
+    assert_equal(transformers.BertForMaskedLM.from_pretrained(tmp_path), convert(tmp_path))
 
 
 @over(name=FAMILIES, quick=["bert"])
@@ -132,6 +148,89 @@ def test_command_saves_the_tokenizer_as_it_is(name, check, source, tmp_path):
     assert settings["padding_side"] == settings["truncation_side"] == "left"
 
 
+def spoil(file, text):
+    return lambda folder: (folder / file).write_text(text)
+
+
+def cut_tokenizer(folder):
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text[: len(text) // 2])
+
+
+def without_vocabulary(folder):
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").unlink()
+
+
+def with_one_of_another_class(folder):
+    without_vocabulary(folder)
+    (folder / "spiece.model").touch()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (cut_tokenizer, "source/tokenizer.json is no JSON"),
+        (spoil("tokenizer.json", "[]"), "source/tokenizer.json holds []; it must hold a JSON object"),
+        (
+            spoil("tokenizer.json", "{}"),
+            "cannot be read from tokenizer.json, tokenizer_config.json, vocab.txt (KeyError",
+        ),
+        (
+            spoil("tokenizer.json", '{"added_tokens": []}'),
+            "cannot be read from tokenizer.json, tokenizer_config.json, ",
+        ),
+        (spoil("tokenizer_config.json", "{"), "source/tokenizer_config.json is no JSON"),
+        (without_vocabulary, "has a tokenizer without a vocabulary, in tokenizer_config.json: add the file"),
+        (with_one_of_another_class, "without a vocabulary, in tokenizer_config.json, spiece.model: add the file"),
+    ],
+)
+def test_a_tokenizer_that_is_damaged_is_refused(change, sentence, source, tmp_path):
+    change(source)
+    refused(command(source, tmp_path / "target"), tmp_path, sentence)
+
+
+@pytest.mark.parametrize("kind", ["ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer"])
+def test_tokenizers_of_bytes_need_no_vocabulary(kind, tmp_path):
+    tokenizer = getattr(transformers, kind)()
+    native("bert", MASKED).save_pretrained(tmp_path / "source")
+    tokenizer.save_pretrained(tmp_path / "source")
+    assert {path.name for path in (tmp_path / "source").glob("*token*")} <= {
+        *("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"),
+    }
+    assert command(tmp_path / "source", tmp_path / "target").exit_code == 0
+    found = transformers.AutoTokenizer.from_pretrained(tmp_path / "target")
+    assert found("a short one").input_ids == tokenizer("a short one").input_ids
+
+
+@pytest.mark.parametrize("to", ["same scheme", "another scheme", "native"])
+@pytest.mark.parametrize("given", ["folder", "model"])
+@pytest.mark.parametrize(("name", "head"), [("bert", "LMHeadModel"), ("roformer", "ForCausalLM")])
+def test_a_decoder_generates_as_it_was_set_to(name, head, given, to, tmp_path):
+    theirs = native(name, head, is_decoder=True)
+    theirs.generation_config.update(max_new_tokens=7, repetition_penalty=1.3)
+    theirs.save_pretrained(tmp_path)
+    model = convert(tmp_path if given == "folder" else theirs, "alibi" if to == "another scheme" else None)
+    model = to_native(model) if to == "native" else model
+    assert model.generation_config is not theirs.generation_config
+    model.save_pretrained(tmp_path / "again")
+    for found in (model, transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again")):
+        assert (found.generation_config.max_new_tokens, found.generation_config.repetition_penalty) == (7, 1.3)
+    ids = torch.tensor([[5, 6, 7]])
+    if to != "another scheme":
+        assert torch.equal(model.generate(ids), theirs.generate(ids))
+
+
+def test_a_decoder_that_does_not_say_how_it_generates_has_the_defaults(tmp_path):
+    native("bert", "LMHeadModel", is_decoder=True).save_pretrained(tmp_path)
+    expected = convert(tmp_path).generation_config
+    (tmp_path / "generation_config.json").unlink()
+    assert convert(tmp_path).generation_config == expected
+    (tmp_path / "generation_config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"generation_config\.json has a setting .* of a wrong kind"):
+        convert(tmp_path)
+
+
 # Folders of sentence-transformers.
 
 TEXTS = ["a rotary one turn", "keys", "short and short and short keys . a one"]
@@ -202,7 +301,8 @@ def test_a_sentence_transformer_goes_back_with_its_files(source, sentences, tmp_
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("[", "is not a list of modules"),
+        ("[", "modules.json is no JSON"),
+        ("{}", "is not a list of modules"),
         ('[{"name": "0"}]', "is not a list of modules"),
         ("3", "is not a list of modules"),
         ('[{"path": null}]', "is not a list of modules"),
@@ -220,3 +320,38 @@ def test_a_module_without_files_needs_no_folder(source, tmp_path):
     assert command(source, tmp_path / "target").exit_code == 0
     assert json.loads((tmp_path / "target" / "config.json").read_text())["model_type"] == "hf_rope"
     assert (tmp_path / "target" / "modules.json").read_bytes() == (source / "modules.json").read_bytes()
+
+
+@pytest.fixture
+def custom(source, sentences):
+    """The folder of `sentences`, whose encoder is loaded by code beside it; its list of modules as it was."""
+    before = json.loads((source / "modules.json").read_text())
+    modules = copy.deepcopy(before)
+    modules[0] |= {"type": "custom_st.Reader", "kwargs": ["task"]}
+    (source / "modules.json").write_text(json.dumps(modules))
+    code = "from sentence_transformers.models import Normalize, Transformer\n\n\nclass Reader(Transformer):\n    pass\n"
+    (source / "custom_st.py").write_text(code)
+    return before
+
+
+@pytest.mark.parametrize("sentences", ["bert"], indirect=True)
+def test_an_encoder_with_code_beside_it_is_loaded_by_sentence_transformers(source, sentences, custom, tmp_path):
+    result = command(source, tmp_path / "target")
+    assert result.exit_code == 0, result.output
+    assert "sentence_transformers.models.Transformer in the place of the source's own custom_st.Reader" in result.output
+    custom[0]["type"] = "sentence_transformers.models.Transformer"
+    assert json.loads((tmp_path / "target" / "modules.json").read_text()) == custom
+    model = SentenceTransformer(str(tmp_path / "target"), device="cpu")
+    found = model.encode(TEXTS, convert_to_tensor=True, prompt_name="query")
+    torch.testing.assert_close(found, sentences, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("sentences", ["bert"], indirect=True)
+def test_another_module_with_code_beside_it_is_refused(source, custom, tmp_path):
+    custom[3]["type"] = "custom_st.Normalize"
+    (source / "modules.json").write_text(json.dumps(custom))
+    refused(command(source, tmp_path / "target"), tmp_path, "has the module custom_st.Normalize, whose code in")
+    custom[3]["type"] = "a_package.Normalize"
+    (source / "modules.json").write_text(json.dumps(custom))
+    assert command(source, tmp_path / "target").exit_code == 0
+    assert json.loads((tmp_path / "target" / "modules.json").read_text()) == custom

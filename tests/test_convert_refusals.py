@@ -1,5 +1,7 @@
 """What cannot be converted exactly is refused in one sentence."""
 
+import math
+
 import pytest
 import torch
 
@@ -34,11 +36,26 @@ def without_shard(folder):
     next(folder.glob("model-00002*")).unlink()
 
 
+def index(text):
+    """Shards whose index holds another text."""
+
+    def change(folder):
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(text)
+
+    return change
+
+
+def number(key, value):
+    return lambda folder: rewrite(folder, lambda tensors: tensors[key].view(-1)[3].fill_(value))
+
+
 def setting(**changes):
     return lambda folder: reconfigure(folder, **changes)
 
 
-BERT, ROBERTA, DEBERTA, DEBERTA_V2 = ((name, MASKED) for name in ("bert", "roberta", "deberta", "deberta-v2"))
+BERT, ROBERTA, ALBERT = ((name, MASKED) for name in ("bert", "roberta", "albert"))
+DEBERTA, DEBERTA_V2 = ((name, MASKED) for name in ("deberta", "deberta-v2"))
 JINA, NOMIC = ("jina-v3", MASKED), "encoder.layers.1.mlp"
 PARTIAL = {"rope_type": "default", "rope_theta": 20000.0, "partial_rotary_factor": 0.5}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 20000.0, "factor": 2.0}
@@ -68,8 +85,69 @@ REFUSALS = {
     "pickle": (BERT, pickled, r"has pytorch_model\.bin, a pickle, and no model\.safetensors: save it again"),
     "no weights": (BERT, missing("model.safetensors"), r"has no model\.safetensors: s"),
     "no shard": (BERT, without_shard, r"has no model-00002-of-.*safetensors, which model.safetensors.index.json"),
+    "cut index": (BERT, index('{"weight_map"'), r"index\.json is no JSON \(.*\)"),
+    "index of another form": (BERT, index("[]"), r"index\.json holds \[\]; it must hold a JSON object"),
+    "index without a map": (BERT, index('{"weight_map": null}'), r"index\.json is not an index of shards: download"),
+    "index with a list": (BERT, index('{"weight_map": []}'), r"index\.json is not an index of shards"),
+    "index of lists": (BERT, index('{"weight_map": {"a": ["b"]}}'), r"index\.json is not an index of shards"),
+    "a number that is none": (
+        BERT,
+        number(f"bert.{BIAS}", math.nan),
+        rf"{BIAS} holds numbers that are NaN or infinite",
+    ),
+    "an infinite number": (
+        BERT,
+        number(f"bert.{QUERY}", -math.inf),
+        rf"{QUERY} holds numbers that are NaN or infinite",
+    ),
     "no config": (BERT, missing("config.json"), r"has no config\.json that can be read"),
-    "wrong type": (BERT, setting(hidden_size="32"), r"config\.json does not fit: .*'hidden_size' expected int"),
+    "wrong type": (
+        BERT,
+        setting(hidden_size="32"),
+        r"config\.json has a setting .* wrong kind .*'hidden_size' expected int",
+    ),
+    "labels in a list": (
+        BERT,
+        setting(id2label=["a"]),
+        r"config\.json has a setting .* wrong kind \(AttributeError: 'list'",
+    ),
+    "type in a list": (
+        BERT,
+        setting(model_type=["bert"]),
+        r"config\.json has a setting .* wrong kind \(TypeError: unhash",
+    ),
+    "no dtype": (
+        BERT,
+        setting(dtype="float33"),
+        r"config\.json has a setting .* wrong kind \(AttributeError: .*float33",
+    ),
+    "class that is none": (
+        BERT,
+        setting(architectures=[5]),
+        r"config\.json has architectures=\[5\]; it must be a list",
+    ),
+    "class without a list": (
+        BERT,
+        setting(architectures="BertModel"),
+        r"architectures='BertModel'; it must be a list of n",
+    ),
+    "setting that only DeBERTa reads": (
+        DEBERTA_V2,
+        setting(norm_rel_ebd=5),
+        r"configuration of .* has a setting .* 'int'",
+    ),
+    "no heads": (
+        DEBERTA,
+        setting(num_attention_heads=0),
+        r"num_attention_heads=0, .*: it must be from 1 to hidden_size",
+    ),
+    "heads that do not divide": (DEBERTA, setting(num_attention_heads=5), r"not a multiple of num_attention_heads=5"),
+    "no groups": (
+        ALBERT,
+        setting(num_hidden_groups=0),
+        r"num_hidden_groups=0, .*: it must be from 1 to num_hidden_lay",
+    ),
+    "Jina without heads": (JINA, setting(num_attention_heads=0), r"num_attention_heads=0.* from 1 to hidden_size"),
     "no type": (BERT, setting(model_type=None), r"has no model_type: add the one that is right of bert, roberta"),
     "other type": (BERT, setting(model_type="gpt2"), r"model_type='gpt2', which has no conversion; known: bert,"),
     "pre-norm": (
@@ -117,7 +195,7 @@ REFUSALS = {
     "fixed gelu": (ROBERTA, setting(hidden_act="relu"), r"hidden_act='relu'.*head has gelu whatever"),
     "no padding": (ROBERTA, setting(pad_token_id=-1), r"pad_token_id is -1; it must be"),
     "equal sizes": (
-        ("albert", MASKED),
+        ALBERT,
         setting(embedding_size=32),
         r"embedding_size=32.*equal to hidden_size, it is still",
     ),
@@ -158,6 +236,18 @@ def test_sources_of_another_kind_are_refused(source):
         convert(source)
 
 
-def test_an_unknown_scheme_is_refused():
-    with pytest.raises(ValueError, match="'rotery' is unknown; the nearest is 'rotary'"):
-        convert(native("bert"), "rotery")
+@pytest.mark.parametrize(
+    ("given", "error", "sentence"),
+    [
+        (("rotery",), ValueError, "'rotery' is unknown; the nearest is 'rotary'"),
+        (("",), ValueError, "'' is unknown; the nearest is"),
+        ((5,), TypeError, "position_embedding_type is 5; it must be a str, or left out for the source's own."),
+        (("rotary", "x"), TypeError, "position_options is 'x'; it must be a dict, or left out for the source's own."),
+        ((None, [1]), TypeError, "position_options is [1]; it must be a dict, or left out for the source's own."),
+    ],
+)
+def test_a_scheme_that_is_none_is_refused(given, error, sentence):
+    with pytest.raises(error) as caught:
+        convert(native("bert"), *given)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)

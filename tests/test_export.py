@@ -24,7 +24,7 @@ from hf_rope.export import export, to_onnx
 from hf_rope.export.folder import GRAPH, INT8, pools_first, save_config
 from hf_rope.export.session import Session, least_cosine
 from hf_rope.export.texts import BATCHES, TEXTS, make_batches
-from native_models import MASKED, SIZES, command, native, refused, save_with_tokenizer
+from native_models import MASKED, SIZES, command, native, refused, rewrite, save_with_tokenizer
 from pages import ROOT, to_run
 
 SENTENCES = ["a rotary one turn", "keys", "short and short and short keys . a one"]
@@ -149,6 +149,14 @@ def test_batches_have_padding_several_lengths_and_pairs(exported):
         assert bool(batch["token_type_ids"].any()) == (name == "pairs")
 
 
+def test_padding_is_masked_also_where_the_tokenizer_is_not_set_to(exported):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported[1], model_input_names=["input_ids"])
+    assert list(tokenizer("a")) == ["input_ids"]
+    for name, batch in make_batches(tiny_model("rotary"), tokenizer, ["input_ids", "attention_mask"]).items():
+        assert bool(batch["attention_mask"].any(-1).all())
+        assert bool(batch["attention_mask"].all()) == (name == "one")
+
+
 def test_without_a_tokenizer_ids_are_drawn_within_the_table(exported):
     batches = make_batches(tiny_model("learned"), None, ["input_ids", "attention_mask"])
     assert {tuple(batch["input_ids"].shape) for batch in batches.values()} == {(1, 32), (8, 32), (8, 64), (4, 64)}
@@ -180,7 +188,7 @@ def test_a_graph_gives_what_the_model_gives(case, head, tmp_path):
 def test_large_weights_lie_beside_a_graph_which_asks_for_no_types_where_there_is_one(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_rope.export.graph.LARGE", 0)
     model = tiny_model("none", type_vocab_size=1, num_hidden_layers=1)
-    to_onnx(model, tmp_path / "model.onnx")
+    to_onnx(model, str(tmp_path / "model.onnx"))
     assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "model.onnx_data"}
     session, ids = Session(tmp_path / "model.onnx"), token_ids(2, 9)
     assert session.inputs == ["input_ids", "attention_mask"]
@@ -222,6 +230,15 @@ def test_embeddings_are_compared_as_the_source_pools(settings, first, tmp_path):
         return {"last_hidden_state": torch.cat([x[:, :1], -x[:, 1:]], dim=1)}
 
     assert (least_cosine(model, broken, [batch], first) > 0.999) == first
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"), [('{"pooling', "is no JSON"), ("[]", r"holds \[\]; it must hold a JSON")]
+)
+def test_pooling_that_cannot_be_read_is_named(text, sentence, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/config\.json {sentence}"):
+        pools_first({"1_Pooling/config.json": tmp_path / "config.json"})
 
 
 # Refusals: nothing is written.
@@ -281,10 +298,24 @@ def test_missing_packages_are_named(source, tmp_path, monkeypatch):
     refused(run(source, tmp_path / "target"), tmp_path, "pip install 'hf-rope[export]'")
 
 
-def test_cross_attention_and_training_are_refused(tmp_path):
+def test_numbers_of_the_source_that_are_none_are_refused(source, tmp_path):
+    key = "encoder.layer.1.output.dense.weight"
+    rewrite(source, lambda tensors: tensors[key].view(-1)[3].fill_(float("nan")))
+    refused(run(source, tmp_path / "target", "--int8"), tmp_path, f"{key} holds numbers that are NaN or infinite")
+
+
+def test_models_that_have_no_graph_are_refused(tmp_path):
     decoder = tiny_model("rotary", hf_rope.HfRopeForCausalLM, is_decoder=True, add_cross_attention=True)
     with pytest.raises(ValueError, match=r"add_cross_attention=True .* export its encoder.*\.$"):
         to_onnx(decoder, tmp_path / "model.onnx")
     with pytest.raises(ValueError, match=r"in training mode.*model\.eval\(\) first\.$"):
         to_onnx(tiny_model("rotary").train(), tmp_path / "model.onnx")
+    with pytest.raises(
+        ValueError, match=r"one token at most \(max_position_embeddings=1\).*: give .* more positions\.$"
+    ):
+        to_onnx(tiny_model("learned", max_position_embeddings=1), tmp_path / "model.onnx")
+    with pytest.raises(
+        TypeError, match=r"takes an hf_rope model, and got a BertModel: make one .* hf_rope\.convert\.$"
+    ):
+        to_onnx(native("bert"), tmp_path / "model.onnx")
     assert not [*tmp_path.iterdir()]

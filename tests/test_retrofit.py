@@ -1,6 +1,7 @@
 """A model under other positions learns to give the states that it gave before, and a command writes it or nothing."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -107,19 +108,71 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(encoder, texts, tmp
         retrofit(encoder, "t5", [texts], tmp_path / "run", recipe=recipe)
     with pytest.raises(ValueError, match=r"begun with steps 4, and it is 5 now: resume with the same settings"):
         retrofit(encoder, "t5", [texts], tmp_path / "run", recipe=Recipe(**{**FEW_STEPS, "steps": 5}), resume=True)
+    content = texts.read_text()
+    texts.write_text("other words")
+    with pytest.raises(ValueError, match=r"begun with sha256 of .*lines.txt '\w+', and it is '\w+' now"):
+        retrofit(encoder, "t5", [texts], tmp_path / "run", recipe=recipe, resume=True)
+    texts.write_text(content)
     resumed = retrofit(encoder, "t5", [texts], tmp_path / "run", recipe=recipe, resume=True)
     assert_same(whole.model, resumed.model)
     assert (whole.before, whole.after) == (resumed.before, resumed.after)
     assert len(resumed.history) == 2
 
 
+class Best(TrainerCallback):
+    """Makes the first evaluation the best."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            state.best_metric = 0.0
+
+
+def test_a_run_that_was_moved_ends_with_the_best_checkpoint_and_not_without(encoder, texts, tmp_path):
+    """Trainer alone looks for it where it was, warns, and takes the last one."""
+    recipe = Recipe(**{**FEW_STEPS, "steps": 6})
+    whole = retrofit(encoder, "rotary", [texts], tmp_path / "whole", recipe=recipe, callbacks=[Best()])
+    with pytest.raises(KeyboardInterrupt):
+        retrofit(encoder, "rotary", [texts], tmp_path / "run", recipe=recipe, callbacks=[Best(), Stop(5)])
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved", tmp_path / "lost")
+    shutil.rmtree(tmp_path / "lost/checkpoint-2")
+    assert_same(whole.model, retrofit(encoder, "rotary", [texts], tmp_path / "moved", recipe=recipe, resume=True).model)
+    with pytest.raises(ValueError, match=r"checkpoint-2, the checkpoint of the best evaluation, is gone: remove"):
+        retrofit(encoder, "rotary", [texts], tmp_path / "lost", recipe=recipe, resume=True)
+
+
+def test_numbers_that_are_not_finite_end_it_with_an_error(encoder, texts, tmp_path):
+    with pytest.raises(ValueError, match=r"diverged at learning_rate=1e\+30: remove .*, and give a lower one"):
+        retrofit(encoder, "t5", [texts], tmp_path / "run", recipe=Recipe(**FEW_STEPS, learning_rate=1e30))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((tiny_model("learned"), "rotary", ["t.txt"]), "The source is a HfRopeModel; it must be a folder or a name"),
+        (("source", "rotary", "t.txt"), "texts is 't.txt'; it must be a list"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(arguments, sentence, tmp_path):
+    with pytest.raises(TypeError, match=sentence):
+        retrofit(*arguments, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", 2.5), ("steps", "4"), ("length", 16.0), ("minutes", "1")])
+def test_a_recipe_holds_numbers(name, value):
+    with pytest.raises(TypeError, match=f"{name} is {value!r}; it must be a (whole )?number"):
+        Recipe(**{name: value})
+
+
 def test_a_checkpoint_that_is_not_whole_is_left_out(tmp_path):
+    (tmp_path / "checkpoint-mine").mkdir()
     for step in (8, 10, 12):
         (tmp_path / f"checkpoint-{step}").mkdir()
     for step in (8, 10):
         (tmp_path / f"checkpoint-{step}" / TRAINER_STATE_NAME).touch()
     assert last_checkpoint(tmp_path, TRAINER_STATE_NAME) == str(tmp_path / "checkpoint-10")
     assert not (tmp_path / "checkpoint-12").exists()
+    assert (tmp_path / "checkpoint-mine").exists()
     assert last_checkpoint(tmp_path / "nowhere", TRAINER_STATE_NAME) is None
 
 
@@ -255,7 +308,10 @@ REFUSALS = {
     "evaluations": (["--evaluate-every", 0], r"evaluate_every is 0; it must be 1 or more"),
     "patience": (["--patience", 0], r"patience is 0; it must be 1 or more"),
     "warm-up": (["--warmup-share", 1], r"warmup_share is 1; it must be 0 or more, and less than 1"),
-    "seed": (["--seed", -1], r"seed is -1; it must be 0 or more"),
+    "seed": (["--seed", -1], r"seed is -1; it must be from 0 to 4294967295"),
+    "great seed": (["--seed", 2**32], r"seed is 4294967296; it must be from 0 to 4294967295"),
+    "endless rate": (["--learning-rate", "inf"], r"learning_rate is inf; it must be finite"),
+    "no number of minutes": (["--minutes", "nan"], r"minutes is nan; it must be finite"),
     "rate": (["--learning-rate", 0], r"learning_rate is 0; it must be more than 0"),
     "minutes": (["--minutes", 0], r"minutes is 0; it must be more than 0, or left out for no limit"),
     "share": (["--long-share", 1.5], r"long_share is 1.5; it must be from 0, no long texts, to 1"),
@@ -279,6 +335,7 @@ FILES = {
     "number.jsonl": (b'{"text": 3}', r"Line 1 of .* has no text in its `text`; it has: text\."),
     "list.jsonl": (b'["a"]', r"Line 1 of .* holds '\[\"a\"\]'; it must hold a JSON object\."),
     "broken.jsonl": (b'{"text": "a"', r"Line 1 of .* is no JSON \("),
+    "emoji.jsonl": (b'{"text": "a \\ud83d b"}', r"Line 1 of .* holds half of a surrogate pair"),
     "no/such": (None, r"no/such is no file, and as a data set it cannot be loaded"),
 }
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from filelock import FileLock
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState, PrinterCallback
 from transformers.utils import logging
@@ -23,23 +24,36 @@ from transformers.utils import logging
 from ..folders import last_checkpoint
 from ..model.configuration_hf_rope import HfRopeConfig
 from ..optimization import param_groups
+from ..text_files import read_json
 from .tasks import TASKS, Task
 
-RESULT, PROGRESS, ERROR, COMPLETE = "result.json", "progress.json", "error.txt", "complete"
+RESULT, PROGRESS, ERROR, COMPLETE, LOCK = "result.json", "progress.json", "error.txt", "complete", "lock"
 CELLS, MODEL = "cells", "model"
 """The folder of a study's cells in its own, and of a cell's weights in its own."""
+MOST_LETTERS = 60
+"""Of the name of a task or a scheme in the name of a folder; a hash follows."""
 POSITION_LR = "position_lr_multiplier"
 """The setting of a cell whose positions have another learning rate than the scheme recommends."""
 SET_BY_CELL = {
+    "auto_find_batch_size",
+    "batch_eval_metrics",
     "bf16",
     "data_seed",
     "dataloader_pin_memory",
     "disable_tqdm",
+    "eval_delay",
+    "eval_do_concat_batches",
+    "eval_on_start",
     "eval_steps",
     "eval_strategy",
     "fp16",
+    "gradient_accumulation_steps",
+    "ignore_data_skip",
+    "label_names",
     "learning_rate",
+    "load_best_model_at_end",
     "log_level",
+    "logging_first_step",
     "logging_nan_inf_filter",
     "logging_steps",
     "logging_strategy",
@@ -49,9 +63,11 @@ SET_BY_CELL = {
     "per_device_eval_batch_size",
     "per_device_train_batch_size",
     "prediction_loss_only",
+    "push_to_hub",
     "remove_unused_columns",
     "report_to",
     "resume_from_checkpoint",
+    "save_only_model",
     "save_steps",
     "save_strategy",
     "save_total_limit",
@@ -59,7 +75,8 @@ SET_BY_CELL = {
     "train_sampling_strategy",
     "use_cpu",
 }
-"""The keys of TrainingArguments that a study cannot give, since they follow from its other settings."""
+"""The keys of TrainingArguments that a study cannot give: they follow from its other settings, or would break the
+budget, the resume or what is measured."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +104,7 @@ class Cell:
         """The name of its folder: what it is, and a hash of its settings."""
         text = json.dumps(self.settings, sort_keys=True)
         parts = (self.task, self.scheme, f"lr{self.settings['learning_rate']:g}", f"seed{self.settings['seed']}")
-        words = [re.sub(r"[^\w.]+", "_", part) for part in parts]
+        words = [re.sub(r"[^\w.]+", "_", part)[:MOST_LETTERS] for part in parts]
         return "-".join([*words, hashlib.sha256(text.encode()).hexdigest()[:10]])
 
     @property
@@ -97,9 +114,18 @@ class Cell:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """What a cell that is finished found; None where it is not."""
+    """What a cell that is finished found; None where it is not.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
     path = folder / RESULT
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    result = read_json(path)
+    if not isinstance(result, dict) or "evaluations" not in result:
+        raise ValueError(f"{path} holds no result of a cell: remove it, and resume.")
+    return result
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -259,12 +285,20 @@ def training_arguments(cell: Cell, task: Task, folder: Path) -> TrainingArgument
 def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
     """Trains a cell in its folder, from its last checkpoint on, and writes its result there; never twice.
 
-    Checkpoints are removed at the end. Raises what building or training raises.
+    Where another process trains it, such as a worker that outlives a study that was killed, that one's end is waited
+    for. Checkpoints are removed at the end. Raises what building or training raises.
     """
-    found = read_result(folder)
-    if found is not None:
-        return found
     folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / LOCK):
+        result = read_result(folder)
+        if result is None:
+            result = run_locked(cell, folder)
+    (folder / LOCK).unlink(missing_ok=True)  # whoever waits for it finds a result
+    return result
+
+
+def run_locked(cell: Cell, folder: Path) -> dict[str, Any]:
+    """As `run_cell`, in a folder that no other process works in."""
     (folder / ERROR).unlink(missing_ok=True)
     write_json(folder / PROGRESS, {"step": 0, "tokens_per_second": None})
     try:
@@ -359,4 +393,8 @@ def score_length(trainer: Trainer, task: Task, length: int) -> dict[str, Any]:
 
 
 def scores(task: Task, metrics: dict[str, Any], prefix: str) -> dict[str, Any]:
-    return task.scores({key.removeprefix(f"{prefix}_"): value for key, value in metrics.items()})
+    """The task's scores. Where the loss is not finite, they are None and lists empty: of NaN no class is the best."""
+    found = task.scores({key.removeprefix(f"{prefix}_"): value for key, value in metrics.items()})
+    if math.isfinite(found["loss"]):
+        return found
+    return {key: [] if isinstance(value, list) else None for key, value in found.items()}

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -17,6 +17,7 @@ SHORT = 2
 """The digits of a score in a table that is drawn."""
 
 
+@rc_context({"text.parse_math": False})  # a dollar in a name of the study is a dollar
 def draw(summary: dict[str, Any], folder: Path) -> list[str]:
     """Writes the figures that the study has something to show in; returns the names of the files."""
     study, figures = summary["study"], {}
@@ -144,10 +145,11 @@ def draw_curves(summary: dict[str, Any]) -> Figure:
 
 
 def lengths(summary: dict[str, Any]) -> dict[int, str]:
-    """The tasks by their length, where these differ and the kind is one."""
+    """The tasks by their length, where each has another and the kind is one."""
     tasks = summary["study"]["tasks"]
     by_length = {task["length"]: name for name, task in tasks.items()}
-    return dict(sorted(by_length.items())) if len({task["kind"] for task in tasks.values()}) == 1 else {}
+    alike = len({task["kind"] for task in tasks.values()}) == 1 and len(by_length) == len(tasks)
+    return dict(sorted(by_length.items())) if alike else {}
 
 
 def draw_steps(summary: dict[str, Any]) -> Figure:

@@ -16,7 +16,13 @@ MOST_LISTED = 20
 
 
 class Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as YAML 1.2 has it; PyYAML alone asks for 1.0e-3."""
+    """YAML in which 1e-3 is a number, as YAML 1.2 has it; PyYAML alone asks for 1.0e-3. No key is given twice."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 Loader.add_implicit_resolver(
@@ -29,7 +35,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}.") from None
+        raise ValueError(f"{path} is no YAML that can be read: {' '.join(str(error).split())}.") from None
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds no settings: a study is a mapping of keys such as tasks, schemes and seeds.")
     return settings
@@ -60,4 +66,7 @@ def build(cls: type[T], settings: Any, where: str) -> T:
     try:
         return cls(**settings)
     except StrictDataclassError as error:
-        raise ValueError(f"{where}: {error.__cause__ or error}.") from None
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the last one names the field and the value
+            cause = cause.__cause__
+        raise ValueError(f"{where}: {str(cause).rstrip('.')}.") from None

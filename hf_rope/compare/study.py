@@ -84,14 +84,16 @@ class Study:
     """Where the names of files begin."""
     start_folder: Path = field(default=Path(), init=False)
     """Where the study of `start` is run."""
+    files: tuple[Path, ...] = field(default=(), init=False)
+    """The study's own file, after those of the studies that start from it."""
 
-    def check(self, folder: Path, start_folder: Path) -> None:
+    def check(self, folder: Path, start_folder: Path, files: tuple[Path, ...] = ()) -> None:
         """Checks all of it, reads the files and builds each scheme's model without its weights.
 
         Raises:
             ValueError: something does not fit, or a scheme cannot do a task; in one sentence.
         """
-        self.folder, self.start_folder = folder, start_folder
+        self.folder, self.start_folder, self.files = folder, start_folder, files
         for name in ("tasks", "schemes", "seeds", "learning_rates"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
@@ -108,8 +110,10 @@ class Study:
             raise ValueError(f"steps is {self.steps}; it must be 1 or more, or 0 in a study with a start.")
         if min(self.seeds) < 0 or max(self.seeds) >= 2**31:
             raise ValueError(f"seeds is {self.seeds}; each must be from 0 to 2147483647.")
-        if not min(self.learning_rates) > 0:
-            raise ValueError(f"learning_rates is {self.learning_rates}; each must be above 0.")
+        if not all(0 < rate < float("inf") for rate in self.learning_rates):
+            raise ValueError(f"learning_rates is {self.learning_rates}; each must be a number above 0.")
+        if self.threshold is not None and not 0 < self.threshold < float("inf"):
+            raise ValueError(f"threshold is {self.threshold}; it must be a loss above 0, or left out.")
         if self.steps % self.evaluate_every:
             raise ValueError(
                 f"steps={self.steps} is not a multiple of evaluate_every={self.evaluate_every}: change one of them, so "
@@ -127,6 +131,10 @@ class Study:
         require_known(self.leave_out, self.tasks, "leave_out")
         for name, schemes in self.leave_out.items():
             require_known(dict.fromkeys(schemes), self.config_keys, f"leave_out of {name!r}")
+        if hidden := [name for name in (*self.tasks, *self.config_keys) if name.startswith("_")]:
+            raise ValueError(f"{hidden[0]!r} begins with _, and no figure would name it: give it another name.")
+        if idle := [name for name in self.tasks if name not in {task for task, _ in self.pairs}]:
+            raise ValueError(f"leave_out names every scheme of task {idle[0]!r}: leave the task out.")
         for keys in self.config_keys.values():
             if (attention := keys.get("attn_implementation", "sdpa")) not in ("sdpa", "eager"):
                 raise ValueError(f"attn_implementation is {attention!r}; cells are trained with sdpa or eager.")
@@ -137,7 +145,7 @@ class Study:
         """Lets transformers check the keys of `training`."""
         try:
             TrainingArguments(**self.training, report_to="none", use_cpu=True)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, ImportError) as error:
             raise ValueError(f"training: {' '.join(str(error).split()).rstrip('.')}.") from None
 
     @cached_property
@@ -195,9 +203,9 @@ class Study:
         schemes = {name: given.get("start", name) for name, given in self.given_schemes.items()}
         try:
             if isinstance(self.start, dict):
-                study = make_study(self.start, self.folder, self.start_folder / START)
+                study = make_study(self.start, self.folder, self.start_folder / START, self.files)
             else:
-                study = read_study(self.folder / self.start, self.start_folder / START)
+                study = read_study(self.folder / self.start, self.start_folder / START, self.files)
         except ValueError as error:
             raise ValueError(f"start: {error}") from None
         return Start(study, self.start_folder, schemes, self.seeds)
@@ -232,6 +240,8 @@ class Study:
         """Refuses a scheme that cannot do a task; builds the model on the meta device, where it takes no memory."""
         try:
             config = HfRopeConfig(**{**task.config(), **self.config_keys[scheme]})
+            if config.vocab_size < (tokens := task.config()["vocab_size"]):
+                raise ValueError(f"vocab_size is {config.vocab_size}, and the task has {tokens} tokens.")
             with torch.device("meta"):
                 model = task.head.from_config(config)
             if (start := self.start_of(scheme)) is not None:
@@ -294,20 +304,30 @@ def lr_multipliers(config: HfRopeConfig) -> dict[str, float]:
         return {**scheme.lr_multipliers, **scheme.for_layer(config, 0).lr_multipliers}
 
 
-def read_study(path: str | Path, start_folder: str | Path = START) -> Study:
+def read_study(path: str | Path, start_folder: str | Path = START, files: tuple[Path, ...] = ()) -> Study:
     """The study of a file, checked; `start_folder` is where the study that it starts from is run.
+
+    Args:
+        files: those of the studies that start from it.
 
     Raises:
         ValueError: the file, or something in it, cannot be read or does not fit; in one sentence.
     """
     path = Path(path)
+    if path.resolve() in files:
+        raise ValueError(f"{path} is a study that starts from itself: name another one.")
     if not path.is_file():
         raise ValueError(f"There is no study {str(path)!r}: name a YAML file.")
-    return make_study(read_yaml(path), path.parent, start_folder)
+    return make_study(read_yaml(path), path.parent, start_folder, (*files, path.resolve()))
 
 
-def make_study(settings: dict[str, Any], folder: str | Path = ".", start_folder: str | Path = START) -> Study:
-    """The study of a mapping, checked; the names of its files begin in a folder."""
+def make_study(
+    settings: dict[str, Any],
+    folder: str | Path = ".",
+    start_folder: str | Path = START,
+    files: tuple[Path, ...] = (),
+) -> Study:
+    """The study of a mapping, checked; the names of its files begin in a folder; the rest as `read_study` has it."""
     study = build(Study, settings, "the study")
-    study.check(Path(folder), Path(start_folder))
+    study.check(Path(folder), Path(start_folder), files)
     return study

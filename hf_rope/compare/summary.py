@@ -1,6 +1,5 @@
 """What the cells of a study found, in numbers: means and ranges over seeds, and which schemes can be told apart."""
 
-import json
 from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..text_files import read_json
 from .cell import CELLS, ERROR, read_result
 from .choice import choose_rate, validation_loss
 from .runner import STUDY
@@ -25,7 +25,9 @@ def summarise(folder: Path) -> dict[str, Any]:
     """
     if not (folder / STUDY).is_file():
         raise ValueError(f"{folder} holds no {STUDY}: name the --output of a study.")
-    content = json.loads((folder / STUDY).read_text(encoding="utf-8"))
+    content = read_json(folder / STUDY)
+    if not isinstance(content, dict) or not {"study", "cells"} <= {*content}:
+        raise ValueError(f"{folder / STUDY} holds no study: run it again with --resume, which writes it anew.")
     study = content["study"]
     missing: list[str] = []
     failed: list[str] = []
@@ -87,9 +89,9 @@ def over_seeds(found: dict[int, dict[str, Any] | None], study: dict[str, Any]) -
     for name, scores in first["evaluations"].items():
         evaluations[name] = scores
         if "refused" not in scores:
-            evaluations[name] = {
-                key: spread_each([result["evaluations"][name][key] for result in results.values()]) for key in scores
-            }
+            of_seeds = [result["evaluations"][name] for result in results.values()]
+            keys = dict.fromkeys(key for each in of_seeds for key in each)  # a seed that diverged may lack some
+            evaluations[name] = {key: spread_each([each.get(key) for each in of_seeds]) for key in keys}
     curves = [result["curve"] for result in results.values()]
     summary = {
         "seeds": [*results],
@@ -119,8 +121,11 @@ def spread(values: Iterable[float | None]) -> dict[str, Any]:
 
 
 def spread_each(values: list[Any]) -> Any:
-    """`spread` of numbers, or of the numbers at each place of lists."""
-    return [spread(each) for each in zip(*values, strict=True)] if isinstance(values[0], list) else spread(values)
+    """`spread` of numbers, or at each place of lists, which are empty or None where a seed diverged."""
+    longest = max((len(each) for each in values if isinstance(each, list)), default=None)
+    if longest is None:
+        return spread(values)
+    return [spread(each) for each in zip(*(each or [None] * longest for each in values), strict=True)]
 
 
 def steps_to(curve: dict[str, Any], threshold: float) -> int | None:

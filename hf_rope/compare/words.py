@@ -19,7 +19,10 @@ def named(metric: str) -> str:
 
 
 def score(found: dict[str, Any], evaluation: str, metric: str, digits: int = DIGITS) -> str:
-    """The mean score of a scheme over its seeds, or why there is none; nothing where it is not measured."""
+    """The mean score of a scheme over its seeds, or why there is none; nothing where it is not measured.
+
+    "undefined" is what a model that has not diverged has no number of, as the correlation of answers all alike.
+    """
     scores = found["evaluations"].get(evaluation)
     if scores is None:
         return "missing"
@@ -28,7 +31,9 @@ def score(found: dict[str, Any], evaluation: str, metric: str, digits: int = DIG
     if metric not in scores:
         return ""
     mean = scores[metric]["mean"]
-    return "diverged" if mean is None else f"{mean:.{digits}f}"
+    if mean is None:
+        return "diverged" if scores["loss"]["mean"] is None else "undefined"
+    return f"{mean:.{digits}f}"
 
 
 def score_with_range(found: dict[str, Any], evaluation: str, metric: str) -> str:

@@ -8,6 +8,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from ..model.checks import check_ids
 from .checkpoint import read_config, read_tokenizer
 from .source import RELATIVE_KEYS
 from .sources import SOURCES
@@ -19,6 +20,8 @@ TEXTS = (
 )
 Forward = Callable[..., Mapping[str, Any]]
 """A model, or anything else that takes a batch and returns outputs by name, in a model's order."""
+LENGTH = 64
+"""Tokens of a compared text, at most."""
 LIMIT = 1e-5
 """The greatest difference that counts as equal, for outputs up to 1; for larger ones, as many times more."""
 
@@ -26,16 +29,18 @@ LIMIT = 1e-5
 def sample(config, tokenizer=None, head: str = "Model") -> dict[str, torch.Tensor]:
     """Two sequences of different lengths, padded on the right; as two choices of one example for multiple choice.
 
-    The tokenizer is changed: it keeps how it padded and truncated, and saves it.
+    The tokenizer is changed: it keeps how it padded, and saves it.
     """
+    longest = min(LENGTH, config.max_position_embeddings)
     if tokenizer is not None and tokenizer.pad_token is not None:
         tokenizer.padding_side = "right"
-        batch = dict(tokenizer(list(TEXTS), padding=True, truncation=True, max_length=64, return_tensors="pt"))
-        batch.pop("token_type_ids", None)
+        batch = dict(tokenizer(list(TEXTS), padding=True, return_attention_mask=True, return_tensors="pt"))
+        batch = {key: batch[key][:, :longest] for key in ("input_ids", "attention_mask")}
+        check_ids("input_ids", batch["input_ids"], config.vocab_size, "vocab_size")
     else:
-        pad = config.pad_token_id or 0
-        draw = torch.randint(0, config.vocab_size - 1, (2, 12), generator=torch.Generator().manual_seed(0))
-        ids, mask = draw + (draw >= pad), torch.ones(2, 12, dtype=torch.long)
+        pad, length = config.pad_token_id or 0, min(12, longest)
+        draw = torch.randint(0, config.vocab_size - 1, (2, length), generator=torch.Generator().manual_seed(0))
+        ids, mask = draw + (draw >= pad), torch.ones(2, length, dtype=torch.long)
         ids[1, 7:], mask[1, 7:] = pad, 0
         batch = {"input_ids": ids, "attention_mask": mask}
     return {key: value[None] for key, value in batch.items()} if head == "ForMultipleChoice" else batch
@@ -89,4 +94,4 @@ def check_against_source(name: str, model: PreTrainedModel) -> tuple[float, floa
             "nothing to check against: convert it without --check."
         )
     source.eval()
-    return difference(source, copy.deepcopy(model).float(), sample(source.config, read_tokenizer(name), head))
+    return difference(source, copy.deepcopy(model).float(), sample(model.config, read_tokenizer(name), head))

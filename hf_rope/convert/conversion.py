@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..model import modeling_hf_rope
 from ..model.configuration_hf_rope import OLD_NAMES, HfRopeConfig
-from .checkpoint import Checkpoint, read_checkpoint
+from .checkpoint import Checkpoint, read_checkpoint, read_generation, right_kinds
 from .source import Source, lacks, rename
 from .sources import SOURCES
 from .weights import HEAD_PARTS, HEADS, Report, change_pairing, is_positional, named_tensors
@@ -66,18 +66,24 @@ def convert(
     Raises:
         TypeError, ValueError: the source cannot be read, or cannot be computed exactly; one sentence says why.
     """
+    for key, value, kind in (
+        ("position_embedding_type", position_embedding_type, str),
+        ("position_options", position_options, dict),
+    ):
+        if not isinstance(value, kind | None):
+            raise TypeError(f"{key} is {value!r}; it must be a {kind.__name__}, or left out for the source's own.")
     checkpoint = read_checkpoint(model_or_name, SOURCES)
     source = SOURCES[checkpoint.config.model_type]
     report = Report(f"{checkpoint.class_name or checkpoint.family + 'Model'}, {checkpoint.name}")
     head = head_of(checkpoint, source, report)
-    source.check(checkpoint.config, head)
+    with right_kinds(f"The configuration of {checkpoint.name}"):
+        source.check(checkpoint.config, head)
+        settings = {**shared_settings(checkpoint.config), **source.settings(checkpoint.config, head)}
+        own = HfRopeConfig(**settings)
     tensors, origin = renamed_tensors(checkpoint, source, head, report)
-
-    settings = {**shared_settings(checkpoint.config), **source.settings(checkpoint.config, head)}
     if untied(tensors):
         settings["tie_word_embeddings"] = False
         report.notes.append("The decoder is not tied: the source's differs from its word embeddings.")
-    own = HfRopeConfig(**settings)
     if position_embedding_type in (None, own.position_embedding_type):
         position_options = {**source.faster, **(position_options or {})}
     config = with_scheme(own, settings, position_embedding_type, position_options)
@@ -104,6 +110,8 @@ def convert(
     model = model_class._from_config(config, dtype=checkpoint.dtype, **pooler)
     fill(model, tensors, origin, source.names_of(checkpoint.config), report)
     report.target, report.scheme = type(model).__name__, config.position_embedding_type
+    if model.can_generate() and (generation := read_generation(model_or_name)):
+        model.generation_config = generation
     if not isinstance(model_or_name, str | Path):
         model.to(model_or_name.device)
     model.eval()
@@ -184,7 +192,7 @@ def untied(tensors: dict[str, torch.Tensor]) -> bool:
 def with_scheme(own: HfRopeConfig, settings: dict[str, Any], name: str | None, options: dict[str, Any] | None):
     """The configuration with another scheme or other options; as it is where none are given."""
     old, old_options = scheme_of(own)
-    name = OLD_NAMES.get(name or "", name) or old
+    name = old if name is None else OLD_NAMES.get(name, name)
     if name == old:
         return HfRopeConfig(**{**settings, "position_options": {**old_options, **(options or {})}})
     new: dict[str, Any] = {"position_embedding_type": name, "position_options": options, "rope_parameters": None}
@@ -201,7 +209,7 @@ def fill(model: PreTrainedModel, tensors: dict, origin: dict[str, str], names: d
     """Copies every tensor into the model.
 
     Raises:
-        ValueError: one is missing, has no place or another shape.
+        ValueError: one is missing, has no place, another shape, or numbers that are none or infinite.
     """
     views = named_tensors(model)
     if model.config.tie_word_embeddings and DECODER in views:
@@ -224,6 +232,11 @@ def fill(model: PreTrainedModel, tensors: dict, origin: dict[str, str], names: d
                 raise ValueError(
                     f"{origin[key]} has shape {tuple(tensors[key].shape)}, and by the configuration it is "
                     f"{tuple(view.shape)}: weights and config.json do not belong together."
+                )
+            if not bool(tensors[key].isfinite().all()):
+                raise ValueError(
+                    f"{origin[key]} holds numbers that are NaN or infinite, as a training that diverged leaves them: "
+                    "take weights from before that."
                 )
             with torch.no_grad():
                 view.copy_(tensors[key])

@@ -1,5 +1,6 @@
 """to_native: hf_rope models back as native ones: `learned` as BERT, `rotary` as RoFormer, Jina v3, NomicBERT or GTE."""
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, overload
@@ -103,6 +104,8 @@ def to_native(
                 used.add(ours)
     report.copied = len(used)
     report.dropped = {key: f"{report.target} has no such part" for key in tensors if key not in used}
+    if native.can_generate():
+        native.generation_config = copy.deepcopy(model.generation_config)
     native.to(model.device).eval()
     return (native, report) if return_report else native
 

@@ -87,6 +87,8 @@ class Source:
 
     def check(self, config, head: str) -> None:
         """Raises ValueError for a setting that cannot be computed here; `head` as in `weights.HEADS`."""
+        heads = range(1, config.hidden_size + 1)
+        refuse(config, "num_attention_heads", "it must be from 1 to hidden_size", unless=heads)
         alone = "convert its encoder and its decoder, each alone"
         refuse(config, "is_encoder_decoder", alone, unless=(False, None))
         for key in () if self.decodes else ("is_decoder", "add_cross_attention"):

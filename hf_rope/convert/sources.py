@@ -180,6 +180,8 @@ class AlbertSource(Source):
 
     def check(self, config, head):
         super().check(config, head)
+        groups = range(1, config.num_hidden_layers + 1)
+        refuse(config, "num_hidden_groups", "it must be from 1 to num_hidden_layers", unless=groups)
         if config.embedding_size == config.hidden_size:
             projected = "equal to hidden_size, it is still projected (encoder.embedding_hidden_mapping_in)"
             refuse(config, "embedding_size", f"{projected}, and hf_rope has no projection between equal sizes")

@@ -1,6 +1,5 @@
 """export: a checkpoint as a folder with an ONNX graph, its tokenizer and what sentence-transformers reads."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from transformers.utils import CONFIG_NAME
 
 from ..convert import Report, convert
 from ..convert.check import LIMIT, equal
-from ..convert.checkpoint import read_tokenizer, sentence_transformer_files
+from ..convert.checkpoint import read_object, read_tokenizer, sentence_transformer_files, use_own_encoder
 from ..folders import check_free, new_folder, save_beside
 from .graph import to_onnx
 from .int8 import to_int8
@@ -98,6 +97,7 @@ def export(
     with new_folder(target) as folder:
         save_config(model, folder)
         save_beside(folder, tokenizer, others)
+        report.notes += use_own_encoder(folder)
         if not (folder / "tokenizer.json").exists():
             report.notes.append("The source has no tokenizer that can be saved as tokenizer.json: give the folder one.")
         if others:
@@ -133,7 +133,7 @@ def save_config(model: PreTrainedModel, folder: Path) -> None:
 
 def pools_first(others: dict[str, Path]) -> bool:
     """Whether a SentenceTransformer pools by the first token; the forms of sentence-transformers 5.4 and before."""
-    settings = [json.loads(path.read_text()) for name, path in others.items() if name.endswith("Pooling/config.json")]
+    settings = [read_object(path) for name, path in others.items() if name.endswith("Pooling/config.json")]
     return any(x.get("pooling_mode") == "cls" or x.get("pooling_mode_cls_token") is True for x in settings)
 
 

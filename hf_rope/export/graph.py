@@ -10,6 +10,7 @@ from onnxscript import ir
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..model.configuration_hf_rope import HfRopeConfig
 from ..model.modeling_hf_rope import HfRopeForMultipleChoice
 from .quiet import quiet
 
@@ -37,7 +38,7 @@ def without_cache(model: PreTrainedModel) -> dict[str, bool]:
     return {"use_cache": False} if model.config.is_decoder else {}
 
 
-def to_onnx(model: PreTrainedModel, path: Path) -> None:
+def to_onnx(model: PreTrainedModel, path: str | Path) -> None:
     """Writes a model's graph: what comes out at real tokens is what the model gives.
 
     Inputs are `input_ids` and `attention_mask`, (B, L) int64, or (B, choices, L) for multiple choice, and
@@ -47,12 +48,18 @@ def to_onnx(model: PreTrainedModel, path: Path) -> None:
     `path` with "_data" at its end.
 
     Args:
-        model: in eval mode, on a CPU and in the dtype that the graph is to have.
+        model: of hf_rope, in eval mode, on a CPU and in the dtype that the graph is to have.
         path: the file to write.
 
     Raises:
-        ValueError: the model attends to an encoder's states, or is in training mode.
+        TypeError: the model is of another architecture.
+        ValueError: the model attends to an encoder's states, is in training mode, or reads one token alone.
     """
+    if not isinstance(model, PreTrainedModel) or model.config.model_type != HfRopeConfig.model_type:
+        raise TypeError(
+            f"to_onnx takes an hf_rope model, and got a {type(model).__name__}: make one of it with hf_rope.convert."
+        )
+    path = Path(path)
     config: Any = model.config
     if config.add_cross_attention:
         raise ValueError(
@@ -63,6 +70,11 @@ def to_onnx(model: PreTrainedModel, path: Path) -> None:
         raise ValueError("The model is in training mode, and dropout would be in the graph: call model.eval() first.")
     dimensions = [name for name in SIZES if name != "num_choices" or isinstance(model, HfRopeForMultipleChoice)]
     base: Any = model.base_model
+    if base.position.max_length == 1:
+        raise ValueError(
+            f"The model reads one token at most (max_position_embeddings={config.max_position_embeddings}), and a "
+            "graph is made for two or more: give the model more positions."
+        )
     limits: dict[str, int | None] = {"sequence_length": base.position.max_length}
     dynamic = {place: torch.export.Dim(name, max=limits.get(name)) for place, name in enumerate(dimensions)}
     ids = torch.zeros([min(SIZES[name], limits.get(name) or SIZES[name]) for name in dimensions], dtype=torch.long)

@@ -46,8 +46,8 @@ def make_batches(
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, length: int, *texts: list[str]) -> dict[str, torch.Tensor]:
-    settings: dict[str, Any] = {"max_length": min(length, tokenizer.model_max_length), "return_tensors": "pt"}
-    return dict(tokenizer(*texts, padding=True, truncation=True, **settings))
+    settings: dict[str, Any] = {"max_length": min(length, tokenizer.model_max_length), "return_attention_mask": True}
+    return dict(tokenizer(*texts, padding=True, truncation=True, return_tensors="pt", **settings))
 
 
 def random_batch(config, batch: int, length: int) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Recipe: how a model is distilled from itself, and for how long."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 
 LONGEST = 512
 """The tokens of a long text where the recipe leaves them open and the source reads as many."""
@@ -24,6 +25,7 @@ class Recipe:
         seed: of new weights, of what is held out, and of what is drawn.
 
     Raises:
+        TypeError: a value is no number, or not a whole one where it has to be.
         ValueError: a number is out of its range.
     """
 
@@ -40,11 +42,19 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
+        for field in fields(self):
+            value, whole = getattr(self, field.name), field.type in (int, int | None)
+            if value is None and field.default is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+                raise TypeError(f"{field.name} is {value!r}; it must be a {'whole ' * whole}number.")
+            if not math.isfinite(value):
+                raise ValueError(f"{field.name} is {value}; it must be finite.")
         for name in ("steps", "batch_size", "evaluate_every", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it must be 0 or more.")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}; it must be from 0 to {2**32 - 1}.")
         if not 0 <= self.warmup_share < 1:
             raise ValueError(f"warmup_share is {self.warmup_share:g}; it must be 0 or more, and less than 1.")
         if self.learning_rate <= 0:

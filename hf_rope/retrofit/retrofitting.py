@@ -1,6 +1,8 @@
 """retrofit: a trained encoder under another position scheme, distilled from itself."""
 
+import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..convert import Report, convert
 from ..convert.checkpoint import read_tokenizer
 from ..folders import last_checkpoint
+from ..text_files import read_json
 from .measure import measure
 from .recipe import LONGEST, Recipe
 from .start import keep_positions
@@ -116,19 +119,21 @@ def retrofit(
         callbacks: further ones for Trainer.
 
     Raises:
+        TypeError: the source is a model, which is to be saved first, or the texts are no list.
         ValueError: the source cannot be converted, has these positions already, has no tokenizer or another model's
-            states to read; a text cannot be read; the folder is not as it has to be.
+            states to read; a text cannot be read; the folder is not as it has to be; the training diverged.
     """
-    from transformers.trainer import TRAINER_STATE_NAME
+    from .distillation import Clock, build_trainer  # with Trainer, which takes seconds
 
-    from .distillation import (
-        Clock,
-        build_trainer,
-    )  # with Trainer, which takes seconds
-
+    if not isinstance(source, str | Path):
+        raise TypeError(
+            f"The source is a {type(source).__name__}; it must be a folder or a name on the Hub: save the model first."
+        )
+    if isinstance(texts, str | Path):
+        raise TypeError(f"texts is {str(texts)!r}; it must be a list of files or of names of data sets.")
     recipe, names, folder = recipe or Recipe(), [str(text) for text in texts], Path(checkpoints)
     settings: dict[str, Any] = {"source": str(source), "position": position_embedding_type, "options": position_options}
-    settings |= {"texts": names, **asdict(recipe)}
+    settings |= {"texts": names, **asdict(recipe), **contents([*names, *weights_of(source)])}
     check_folder(folder, settings, resume)
     torch.manual_seed(recipe.seed)
     student: Any
@@ -144,16 +149,20 @@ def retrofit(
     kept, held = hold_out(read_texts(names), recipe.seed)
     batches = Batches(kept, tokenizer, recipe, length, recipe.steps)
     held_out = Batches(held, tokenizer, recipe, length, EVALUATION_BATCHES)
+    before = measure(student, teacher, held_out, tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1))
-    before = measure(student, teacher, held_out, tokenizer)
     trainer = build_trainer(student.base_model, teacher.base_model, recipe, batches, held_out, folder, progress)
     for callback in callbacks:
         trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder, TRAINER_STATE_NAME) if resume else None)
+    trainer.train(resume_from_checkpoint=last_of_run(folder) if resume else None)
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # else its forward stays in bfloat16
     student.to(dtype).float().cpu().eval()
     after = measure(student, teacher.cpu(), held_out, tokenizer)
+    if not math.isfinite(after["hidden_state_difference"]):
+        raise ValueError(
+            f"The training diverged at learning_rate={recipe.learning_rate:g}: remove {folder}, and give a lower one."
+        )
     clock = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Clock))
     return Retrofitted(
         model=student.to(dtype),
@@ -169,6 +178,41 @@ def retrofit(
     )
 
 
+def last_of_run(folder: Path) -> str | None:
+    """The checkpoint to go on with, None where there is none yet; the folder may have been moved.
+
+    Raises:
+        ValueError: the checkpoint of the best evaluation is gone. Trainer would warn of it, and take the last one.
+    """
+    from transformers.trainer import TRAINER_STATE_NAME, TrainerState
+
+    last = last_checkpoint(folder, TRAINER_STATE_NAME)
+    if last is not None:
+        path = Path(last, TRAINER_STATE_NAME)
+        state = TrainerState.load_from_json(str(path))
+        best = folder / Path(str(state.best_model_checkpoint)).name
+        if not best.is_dir():
+            raise ValueError(f"{best}, the checkpoint of the best evaluation, is gone: remove {folder} and begin anew.")
+        state.best_model_checkpoint = str(best)
+        state.save_to_json(str(path))
+    return last
+
+
+def weights_of(source: str | Path) -> list[str]:
+    """The files of a source in a folder that decide what it computes."""
+    folder = Path(source)
+    return [str(path) for pattern in ("config.json", "*.safetensors") for path in sorted(folder.glob(pattern))]
+
+
+def contents(names: Sequence[str]) -> dict[str, str]:
+    """A hash of what each file holds, so that a resume is of the same."""
+    return {
+        f"sha256 of {name}": hashlib.sha256(Path(name).read_bytes()).hexdigest()
+        for name in names
+        if Path(name).is_file()
+    }
+
+
 def check_folder(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     """Raises ValueError where the folder holds anything, or on a resume the work of other settings."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -178,7 +222,7 @@ def check_folder(folder: Path, settings: dict[str, Any], resume: bool) -> None:
         raise ValueError(f"{folder} exists and is no folder of an earlier run: remove it, or name another.")
     if not resume:
         raise ValueError(f"{folder} holds a run that did not end: resume it, or remove the folder first.")
-    before = json.loads(path.read_text())
+    before = read_json(path)
     for key, value in settings.items():
         if before.get(key) != value:
             raise ValueError(

@@ -48,22 +48,25 @@ def texts_of(name: str) -> Iterator[str]:
     if path.is_file() or path.suffix in (".txt", ".jsonl"):
         what = f"ends in {path.suffix!r}" if path.is_file() else "is not there, or is no file"
         raise ValueError(f"{name} {what}: texts are .txt or .jsonl files, or the name of a data set.")
-    return rows_of_dataset(name)
+    return texts_of_dataset(name)
 
 
-def rows_of_dataset(name: str) -> Iterator[str]:
+def texts_of_dataset(name: str) -> Iterator[str]:
+    for row in rows_of_dataset(name):
+        if not isinstance(row.get("text"), str):
+            raise ValueError(f"The data set {name} has no column `text` with texts; it has: {', '.join(row)}.")
+        yield row["text"]
+
+
+def rows_of_dataset(name: str) -> Iterator[dict[str, Any]]:
     import datasets  # a second, which texts in files need not take
 
     place, _, configuration = name.partition(":")
     try:
-        rows = datasets.load_dataset(place, configuration or None, split="train", streaming=True)
-    except Exception as error:  # of many kinds: no such data set, no network, no such configuration
+        yield from datasets.load_dataset(place, configuration or None, split="train", streaming=True)
+    except Exception as error:  # of many kinds: no such data set, no network, no such configuration, a broken row
         reason = " ".join(str(error).split())
         raise ValueError(f"{name} is no file, and as a data set it cannot be loaded: {reason}") from None
-    for row in rows:
-        if not isinstance(row.get("text"), str):
-            raise ValueError(f"The data set {name} has no column `text` with texts; it has: {', '.join(row)}.")
-        yield row["text"]
 
 
 def parts_of(name: str, texts: Iterable[str]) -> Source:
@@ -136,7 +139,7 @@ class Batches(Dataset):
             length, draw, count = recipe.short_length, short_text, recipe.batch_size
         texts = [draw(self.sources[generator.integers(len(self.sources))], length, generator) for _ in range(count)]
         settings: dict[str, Any] = {"padding": True, "padding_side": "right", "truncation": True, "max_length": length}
-        batch = self.tokenizer(texts, **settings, return_tensors="pt")
+        batch = self.tokenizer(texts, **settings, return_attention_mask=True, return_tensors="pt")
         return {key: batch[key] for key in ("input_ids", "attention_mask")}
 
 

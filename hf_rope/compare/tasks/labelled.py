@@ -1,5 +1,6 @@
 """Tasks over labelled texts, which are read byte by byte."""
 
+import math
 import statistics
 from abc import abstractmethod
 from dataclasses import dataclass, field
@@ -149,8 +150,9 @@ class Regression(Labelled):
 
     def read_labels(self):
         for row in (*self.rows["train"], *self.rows["validation"]):
-            if isinstance(row[self.label], bool) or not isinstance(row[self.label], int | float):
-                raise ValueError(f"{self.label} is {row[self.label]!r} in a row; it must be a number.")
+            label = row[self.label]
+            if isinstance(label, bool) or not isinstance(label, int | float) or not math.isfinite(label):
+                raise ValueError(f"{self.label} is {label!r} in a row; it must be a number.")
 
     def config(self):
         return {**super().config(), "num_labels": 1}
@@ -195,6 +197,8 @@ class TokenClassification(Labelled):
     def read_labels(self):
         for row in (*self.rows["train"], *self.rows["validation"]):
             words, classes = row[self.texts[0]], row[self.label]
+            if not isinstance(classes, list):
+                raise ValueError(f"{self.label} is {classes!r} in a row; it must be a list with a class for each word.")
             if len(words) != len(classes):
                 raise ValueError(f"a row has {len(words)} words and {len(classes)} classes: {' '.join(words)}.")
         self.classes = numbered([name for row in self.rows["train"] for name in row[self.label]])
@@ -243,9 +247,7 @@ class Answers:
 
 def numbered(names: list[Any]) -> dict[Any, int]:
     """The classes and their numbers."""
-    for name in names:
-        if not isinstance(name, int | str):
-            raise ValueError(f"a label is {name!r}; classes are whole numbers or words.")
+    require_classes("train", names)
     if len({*names}) < 2:
         raise ValueError(f"all labels of train are {names[0]!r}; there must be two classes or more.")
     return {
@@ -253,7 +255,16 @@ def numbered(names: list[Any]) -> dict[Any, int]:
     }
 
 
+def require_classes(split: str, names: list[Any]) -> None:
+    if not names:
+        raise ValueError(f"{split} has no labels.")
+    for name in names:
+        if not isinstance(name, int | str):
+            raise ValueError(f"a label of {split} is {name!r}; classes are whole numbers or words.")
+
+
 def require_known(names: list[Any], classes: dict[Any, int]) -> None:
+    require_classes("validation", names)
     for name in names:
         if name not in classes:
             raise ValueError(f"validation has the label {name!r}, which train has not: {', '.join(map(str, classes))}.")
