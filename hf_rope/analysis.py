@@ -20,6 +20,7 @@ from .model.configuration_hf_rope import HfRopeConfig
 from .model.modeling_hf_rope import HfRopeModel
 from .model.position_base import Places, PositionScheme
 from .model.positions import SCHEMES
+from .text_files import is_text
 
 TERMS = ("content-content", "content-position", "position-content", "position-position", "rotation")
 SHIFTS = (1, 16, 256, 4096)
@@ -116,7 +117,7 @@ def inspect(
     Args:
         checkpoint: a folder or a name on the Hub, with its tokenizer.
         text: a sentence for the terms, or a longer text, whose beginning the terms are then of.
-        tokens: the number of tokens that the terms are of.
+        tokens: the number of tokens that the terms are of, or as many as the model has positions for.
         window: attention is averaged over windows of the text of so many tokens; 128 if left out, or what the model has
             positions for.
         longest: the longest distance of the decay.
@@ -137,7 +138,7 @@ def inspect(
         decay["the model's"] = long_term_decay(position, longest)
     for parameters in rope_parameters:
         decay[describe(parameters)] = long_term_decay(with_rope(encoder.config, parameters), longest)
-    ids, _ = encode(tokenizer, text, tokens, encoder.config.vocab_size)[0]
+    ids, _ = encode(tokenizer, text, min(tokens, position.max_length or tokens), encoder.config.vocab_size)[0]
     window = window or min(128, position.max_length or 128)
     windows = encode(tokenizer, text, window, encoder.config.vocab_size)
     attention = attention_by_distance(encoder, track(windows, "attention, windows of the text"))
@@ -166,11 +167,18 @@ def load(checkpoint: str | Path) -> tuple[HfRopeModel, PreTrainedTokenizerBase]:
     tokenizer = read_tokenizer(str(checkpoint))
     if tokenizer is None:
         raise ValueError(f"{checkpoint} has no tokenizer, and the text needs one: save it there with save_pretrained.")
+    if not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer, which alone cuts a text into windows.")
     return encoder.double().eval(), tokenizer
 
 
 def require_scores(encoder: HfRopeModel) -> None:
-    """Raises ValueError where attention has no scores before a softmax."""
+    """Raises ValueError where attention has no scores before a softmax, or hides some of them."""
+    if encoder.config.is_decoder:
+        raise ValueError(
+            "is_decoder is True, and a decoder's tokens attend to those before them alone, which the terms do not know "
+            "of: inspect an encoder."
+        )
     if encoder.config.attention_type != "softmax":
         raise ValueError(
             f"attention_type={encoder.config.attention_type!r} has no scores to take apart: inspect a model with "
@@ -182,6 +190,8 @@ def encode(
     tokenizer: PreTrainedTokenizerBase, text: str, window: int, vocab_size: int
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The text in windows: (L,) ids and (L,) bool, True at special tokens; refuses a text of fewer than two words."""
+    if not is_text(text):
+        raise ValueError("The text holds bytes that are no UTF-8: correct it.")
     encoded = tokenizer(
         text,
         truncation=True,

@@ -22,8 +22,11 @@ def param_groups(
         position_lr: the learning rate of all parameters of the position scheme; None for what the scheme recommends.
 
     Raises:
-        ValueError: the model has no position scheme of hf_rope.
+        ValueError: the model has no position scheme of hf_rope, or a number is below 0 or not finite.
     """
+    for name, value in (("lr", lr), ("weight_decay", weight_decay), ("position_lr", position_lr)):
+        if value is not None and not 0 <= value < float("inf"):
+            raise ValueError(f"{name} is {value}; it must be 0 or more.")
     rates: dict[nn.Parameter, float] = {}
     schemes: list[Any] = [module for module in model.modules() if hasattr(module, "lr_multipliers")]
     if not schemes:

@@ -31,6 +31,8 @@ def split_documents(texts: list[str], tokenizer: PreTrainedTokenizerBase, length
             f"Pieces of {length} tokens have no room beside the tokenizer's {special} special tokens: they need "
             f"{special + 1} or more."
         )
+    if not texts:
+        return []
     return tokenizer(texts, truncation=True, max_length=length, return_overflowing_tokens=True)["input_ids"]
 
 

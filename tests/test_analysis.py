@@ -3,17 +3,18 @@
 import cmath
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+from transformers import BertConfig, BertForMaskedLM, BertTokenizer, ByT5Tokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from typer.testing import CliRunner
 
 import reference
 from helpers import CASES, SIZES, over, tiny_config, tiny_model, token_ids
-from hf_rope import HfRopeForMaskedLM, HfRopeModel
+from hf_rope import HfRopeForCausalLM, HfRopeForMaskedLM, HfRopeModel
 from hf_rope.analysis import (
     TERMS,
     attention_by_distance,
@@ -300,6 +301,23 @@ def test_refusals(case, arguments, sentence, save, tmp_path):
     assert sentence in result.output
     assert result.output.strip().splitlines()[-1].startswith("Error: ")
     assert not output.exists()
+
+
+def test_what_has_no_terms_or_windows_is_refused(save, tokenizer):
+    with pytest.raises(ValueError, match="is_decoder is True"):
+        inspect(save(tiny_model("rotary", HfRopeForCausalLM, is_decoder=True)), TEXT)
+    with pytest.raises(ValueError, match="holds bytes that are no UTF-8"):
+        inspect(save(tiny_model("rotary")), "the ship \udcff sank")
+    tiny_model("rotary", vocab_size=300).save_pretrained(folder := save(tiny_model("rotary")))
+    for path in Path(folder).glob("*token*"):
+        path.unlink()
+    ByT5Tokenizer().save_pretrained(folder)
+    with pytest.raises(ValueError, match="ByT5Tokenizer is not a fast tokenizer"):
+        inspect(folder, TEXT)
+
+
+def test_terms_are_of_as_many_tokens_as_a_table_has(save):
+    assert len(inspect(save(tiny_model("learned", max_position_embeddings=8)), TEXT * 3).tokens) == 8
 
 
 @pytest.mark.parametrize("text", ["", "  ", "ship"])

@@ -10,8 +10,8 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, RepoUrl
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer, Trainer, TrainingArguments
 
 from heads import HEADS
-from helpers import tiny_model, token_ids
-from hf_rope import SCHEMES, HfRopeForMaskedLM, card
+from helpers import tiny_config, tiny_model, token_ids
+from hf_rope import SCHEMES, HfRopeForMaskedLM, HfRopePreTrainedModel, card
 from hf_rope.card import CardTrainer, create_card
 
 TASKS = {
@@ -145,6 +145,20 @@ def test_a_scheme_without_a_card_is_refused(monkeypatch, tmp_path):
 
 
 BERT = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, vocab_size=99)
+
+
+def test_a_subclass_has_the_card_of_its_head():
+    class Mine(HfRopeForMaskedLM):
+        pass
+
+    class Other(HfRopePreTrainedModel):
+        pass
+
+    text = str(create_card(tiny_model("t5", Mine)))
+    assert "AutoModelForMaskedLM" in text
+    assert "fill-mask" in text
+    with pytest.raises(ValueError, match="Other is no head of hf_rope"):
+        create_card(Other(tiny_config("t5")))
 
 
 def test_another_model_is_refused():

@@ -12,7 +12,7 @@ from helpers import SIZES, over, tiny_model, token_ids
 
 LMS = ("masked-lm", "causal-lm")
 OWN_LAYERS = ("lm_head.", "classifier.", "qa_outputs.", "pooler.", "model.pooler.")
-DEFAULTS = {"rtol": 0, "atol": 1e-6}
+DEFAULTS = {"rtol": 1e-6, "atol": 1e-6}  # eight units in the last place of a float32
 
 
 def close(actual, expected, **tolerances):
@@ -279,6 +279,23 @@ def test_classifier_dropout(name, dropout, expected):
     model.train()(**HEADS[name].batch())
     dropped = (seen[0] == 0).float().mean().item()
     assert dropped == pytest.approx(expected, abs=0.15)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_mean_of_many_tokens_is_finite_in_float16(masked):
+    model = tiny_model("none", hf_rope.HfRopeForSequenceClassification, classifier_pooling="mean")
+    states = torch.full((1, 8000, 2), 12.0, dtype=torch.float16)
+    mean = model.mean(states, torch.ones(1, 8000) if masked else None)
+    assert mean.dtype == torch.float16
+    assert mean.tolist() == [[12.0, 12.0]]
+
+
+def test_a_feed_forward_in_chunks_is_the_same_however_many_tokens_there_are():
+    ids, mask = token_ids(2, 8), torch.ones(2, 8, dtype=torch.long)
+    mask[1, 5:] = 0
+    expected = tiny_model("rotary")(ids, mask).last_hidden_state
+    found = tiny_model("rotary", chunk_size_feed_forward=4)(ids, mask).last_hidden_state
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()])
 
 
 def test_token_types_matter_and_are_zero_if_left_out():

@@ -57,6 +57,12 @@ def test_every_recommendation_is_for_a_part_that_there_is(scheme):
         assert all(multiplier > 0 for multiplier in position.lr_multipliers.values())
 
 
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "position_lr"])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_numbers_that_no_optimizer_can_use_are_refused(name, value):
+    refused(lambda: param_groups(tiny_model("t5"), **{"lr": LR, name: value}), f"{name} is {value}")
+
+
 def test_trainer_trains_each_group_at_its_rate(tmp_path):
     """As without groups where the rates are one; where they are not, a table moves farther."""
     ids = token_ids(8, 6)

@@ -81,6 +81,7 @@ def test_a_piece_goes_into_the_fullest_row_that_has_room():
 
 def test_packing_refuses(tokenizer):
     refused(lambda: pack([[1, 2, 3]], 2), "A piece has 3 tokens", "a row has 2", "cut the text into shorter")
+    assert split_documents([], tokenizer, 8) == []
     refused(lambda: split_documents(["a"], tokenizer, 2), "Pieces of 2 tokens", "2 special tokens", "3 or more")
     refused(lambda: split_documents(["a"], PerceiverTokenizer(), 9), "PerceiverTokenizer is not a fast tokenizer")
 

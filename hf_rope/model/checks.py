@@ -108,10 +108,36 @@ def check_choices(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | 
     return next((x.shape[1] for x in (input_ids, inputs_embeds) if x is not None), 1)
 
 
-def check_labels(labels: torch.Tensor | None, hidden_states: torch.Tensor) -> None:
-    """Refuses labels that are not one a token."""
-    if labels is not None and labels.shape != hidden_states.shape[:2]:
-        raise ValueError(f"labels has shape {tuple(labels.shape)}; the input's is {tuple(hidden_states.shape[:2])}.")
+def check_labels(labels: torch.Tensor | None, shape: torch.Size, classes: int) -> None:
+    """Refuses anything but a label for each of a shape, from 0 to classes - 1, or -100 where no loss is taken."""
+    if labels is None:
+        return
+    check_whole("labels", labels)
+    if labels.shape != shape:
+        raise ValueError(f"labels has shape {tuple(labels.shape)}; the input's is {tuple(shape)}.")
+    if reads_are_free(labels):
+        outside = labels[((labels < 0) & (labels != -100)) | (labels >= classes)]
+        if len(outside):
+            raise ValueError(
+                f"labels holds {int(outside[0])}, outside 0 to {classes - 1}; where no loss is to be taken it is -100."
+            )
+
+
+def check_row_labels(labels: torch.Tensor, config, batch: int) -> None:
+    """As `check_labels`, a label a row, of the one of three problems whose labels are classes."""
+    if isinstance(labels, list | tuple):
+        check_whole("labels", labels)
+    classes = config.problem_type in (None, "single_label_classification") and config.num_labels > 1
+    if classes and not labels.is_floating_point():
+        check_labels(labels.view(-1), torch.Size([batch]), config.num_labels)
+
+
+def check_places(name: str, places: torch.Tensor | None) -> None:
+    """Refuses token indices below 0."""
+    if places is not None:
+        check_whole(name, places)
+        if places.numel() and reads_are_free(places) and int(places.min()) < 0:
+            raise ValueError(f"{name} holds {int(places.min())}; tokens are counted from 0.")
 
 
 def check_kept(logits_to_keep) -> None:
@@ -127,6 +153,11 @@ def check_mask(mask: torch.Tensor, batch: int, length: int, cache) -> None:
     past = cached_length(cache)
     if isinstance(past, torch.Tensor):
         return
+    if mask.ndim == 2 and mask.is_floating_point() and reads_are_free(mask) and bool((mask < 0).any()):
+        raise ValueError(
+            f"attention_mask holds {float(mask.min()):g}, as one that is added to scores does; of two dimensions it is "
+            "1 at real tokens and 0 at padding."
+        )
     keys = past + length if cache is None else cache.get_mask_sizes(length, 0)[0]
     fits = mask.ndim == 4 and all(x in (1, y) for x, y in zip(mask.shape[::2], (batch, length), strict=True))
     if mask.shape != (batch, past + length) and not (fits and mask.shape[3] == keys):

@@ -62,10 +62,16 @@ LEAST_SIZES = {
     **dict.fromkeys(("max_position_embeddings", "embedding_size", "num_labels"), 1),
     **dict.fromkeys(("type_vocab_size", "chunk_size_feed_forward", "initializer_range", "layer_norm_eps"), 0),
 }
+OPTIONAL_ROPE_KEYS = ("attention_factor", "beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor")
+"""Keys of `rope_parameters` that may be None."""
+LARGEST = 1e30
+"""Larger numbers, or smaller parts of 1, are infinite or 0 in float32 after a product or two."""
 ROPE_LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
-    "rope_theta": (lambda x: x > 0, "above 0"),
-    "factor": (lambda x: x >= 1, "of 1 or more"),
+    "rope_theta": (lambda x: 1 / LARGEST < x < LARGEST, "above 0"),
+    "factor": (lambda x: 1 <= x < LARGEST, "of 1 or more"),
     "partial_rotary_factor": (lambda x: 0 < x <= 1, "above 0 and up to 1"),
+    "original_max_position_embeddings": (lambda x: 1 <= x < LARGEST, "of 1 or more"),
+    **dict.fromkeys(OPTIONAL_ROPE_KEYS, (lambda x: 0 < x < LARGEST, "above 0")),
 }
 FEATURE_KEYS: dict[str, tuple[str, ...]] = {"elu": (), "favor": ("num_features", "feature_seed", "redraw_interval")}
 """The feature maps of linear attention, and the settings that each reads."""
@@ -259,7 +265,7 @@ class HfRopeConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Refuses sizes, rates and names that no encoder can have."""
         for key, least in LEAST_SIZES.items():
-            if not getattr(self, key) >= least:
+            if not least <= getattr(self, key) < float("inf"):
                 raise ValueError(f"{key} is {getattr(self, key)}; it must be {least} or more.")
         for key in DROPOUTS:
             if getattr(self, key) is not None and not 0 <= getattr(self, key) <= 1:
@@ -332,11 +338,15 @@ class HfRopeConfig(PreTrainedConfig):
             )
         for key, (fits, limit) in ROPE_LIMITS.items():
             value = self.rope_parameters.get(key, 1.0)
+            if value is None and key in OPTIONAL_ROPE_KEYS:
+                continue
             if not isinstance(value, int | float) or not fits(value):
                 raise ValueError(f"rope_parameters[{key!r}] is {value!r}; it must be a number {limit}.")
         for key in ("short_factor", "long_factor"):
             if not isinstance(factors := self.rope_parameters.get(key, []), list):
                 raise ValueError(f"rope_parameters[{key!r}] is {factors!r}; it must be a list of numbers.")
+            if wrong := [x for x in factors if not isinstance(x, int | float) or not 0 < x < LARGEST]:
+                raise ValueError(f"rope_parameters[{key!r}] holds {wrong[0]!r}; they must be numbers above 0.")
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):

@@ -25,7 +25,6 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.processing_utils import Unpack
-from transformers.pytorch_utils import apply_chunking_to_forward
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
@@ -38,6 +37,8 @@ from .checks import (
     check_inputs,
     check_kept,
     check_labels,
+    check_places,
+    check_row_labels,
     warn_unread,
 )
 from .configuration_hf_rope import OLD_NAMES, HfRopeConfig
@@ -162,9 +163,10 @@ class HfRopeLayer(GradientCheckpointingLayer):
             own = {key: value for key, value in kwargs.items() if key not in BOUNDS}  # which are of x alone
             attended, _ = self.cross_attention(x, states, states_mask, cache=cache, **own)
             x = self.cross_attention_norm(x + self.dropout(attended))
-        if not self.chunk_size_feed_forward:  # transformers' function looks at a signature first, each time
+        if not self.chunk_size_feed_forward:
             return self.feed_forward(x)
-        return apply_chunking_to_forward(self.feed_forward, self.chunk_size_feed_forward, 1, x)
+        # transformers' own function refuses lengths that are no multiple, and here they are those of the real tokens.
+        return torch.cat([self.feed_forward(part) for part in x.split(self.chunk_size_feed_forward, dim=1)], dim=1)
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.output_norm(x + self.dropout(self.output(self.activate(self.intermediate(x)))))
@@ -539,7 +541,7 @@ class HfRopeForMaskedLM(HfRopeLM):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        check_labels(labels, outputs.last_hidden_state)
+        check_labels(labels, outputs.last_hidden_state.shape[:2], self.config.vocab_size)
         if labels is None:
             loss, logits = None, self.lm_head(outputs.last_hidden_state)
         else:
@@ -607,7 +609,7 @@ class HfRopeForCausalLM(HfRopeLM, GenerationMixin):
             **kwargs,
         )
         x = outputs.last_hidden_state
-        check_labels(given, x)
+        check_labels(given, x.shape[:2], self.config.vocab_size)
         if given is None:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             loss, logits = None, self.lm_head(x[:, kept])
@@ -695,6 +697,7 @@ class HfRopeForSequenceClassification(HfRopePreTrainedModel):
         logits = self.classifier(self.dropout(pooled))
         loss = None
         if labels is not None:
+            check_row_labels(labels, self.config, len(logits))
             scored = logits
             if labels.is_floating_point():  # torch before 2.12 has no gradient of a squared error between two dtypes
                 dtype = torch.promote_types(logits.dtype, labels.dtype)
@@ -709,8 +712,9 @@ class HfRopeForSequenceClassification(HfRopePreTrainedModel):
         """(B, L, D) -> (B, D): the mean of the real tokens."""
         if attention_mask is None or attention_mask.ndim != 2:
             return x.mean(1)
-        weights = attention_mask.bool()[..., None].to(x)
-        return (x * weights).sum(1) / weights.sum(1).clamp(min=1)
+        precision = torch.promote_types(x.dtype, torch.float32)  # in float16 a sum of thousands is infinite
+        weights = attention_mask.bool()[..., None].to(x.device, precision)
+        return ((x * weights).sum(1) / weights.sum(1).clamp(min=1)).to(x.dtype)
 
 
 class HfRopeForTokenClassification(HfRopePreTrainedModel):
@@ -743,8 +747,8 @@ class HfRopeForTokenClassification(HfRopePreTrainedModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        check_labels(labels, outputs.last_hidden_state)
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        check_labels(labels, logits.shape[:2], logits.shape[-1])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, at_real_tokens(labels, attention_mask), self.config, **kwargs)
@@ -787,6 +791,8 @@ class HfRopeForQuestionAnswering(HfRopePreTrainedModel):
             **kwargs,
         )
         logits = self.qa_outputs(outputs.last_hidden_state)
+        for name, given in (("start_positions", start_positions), ("end_positions", end_positions)):
+            check_places(name, given)
         if attention_mask is not None and attention_mask.ndim == 2:
             real = attention_mask.to(logits.device).bool()
             logits = logits.masked_fill(~real[..., None], torch.finfo(logits.dtype).min)
@@ -849,6 +855,7 @@ class HfRopeForMultipleChoice(HfRopePreTrainedModel):
         flat = {key: None if x is None else x.flatten(0, 1) for key, x in inputs.items()}
         outputs = self.model(**flat, **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, choices)
+        check_labels(labels, logits.shape[:1], choices)
         return MultipleChoiceModelOutput(
             loss=None if labels is None else F.cross_entropy(logits, labels.to(logits.device)),
             logits=logits,

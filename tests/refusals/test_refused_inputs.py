@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import hf_rope
+from heads import HEADS
 from helpers import refused, tiny_model, token_ids
 from hf_rope import SCHEMES, HfRopeForMaskedLM, HfRopeForMultipleChoice, HfRopeForTokenClassification, HfRopeModel
 
@@ -51,6 +53,10 @@ VALUES = {
         *({"input_ids": IDS, "token_type_ids": IDS[:, 1:] * 0}, "token_type_ids has shape (2, 6)"),
         "the input's is (2, 7)",
     ),
+    "a mask of scores": (
+        *({"input_ids": IDS, "attention_mask": torch.zeros(2, 7).index_fill(1, torch.tensor([6]), -1e9)},),
+        *("attention_mask holds -1e+09", "1 at real tokens and 0 at padding"),
+    ),
 }
 TYPES = {
     "float ids": ({"input_ids": IDS.float()}, "input_ids has dtype torch.float32", "whole numbers", "pass .long"),
@@ -87,7 +93,7 @@ def test_masks_of_every_fitting_shape_are_taken(shape):
 
 
 BOUNDS = torch.tensor([0, 3, 7])
-HEADS = {
+OF_HEADS = {
     "labels of another shape": (
         *(HfRopeForMaskedLM, {"input_ids": IDS, "labels": IDS[:, 1:]}),
         "labels has shape (2, 6)",
@@ -114,11 +120,33 @@ HEADS = {
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("row", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("row", OF_HEADS.values(), ids=OF_HEADS)
 def test_inputs_of_heads(row, training):
     model_class, arguments, *mentions = row
     model = tiny_model("rotary", model_class).train(training)
     refused(lambda: model(**arguments), *mentions)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "head", [head for head in HEADS.values() if head.labels and head.labels.get("labels", STATES).dtype == torch.long]
+)
+def test_labels_that_are_no_class(head, training):
+    model = head.build().train(training)
+    assert model(**head.batch(), **head.labels).loss.isfinite()
+    for wrong in (1000, -1):
+        labels = head.labels["labels"].clone()
+        labels.view(-1)[1] = wrong
+        refused(
+            lambda labels=labels: model(**head.batch(), labels=labels), f"labels holds {wrong}, outside 0 to", "-100"
+        )
+    refused(lambda: model(**head.batch(), labels=[0]), "labels is a list", error=TypeError)
+
+
+def test_places_of_an_answer_before_the_first_token():
+    model = tiny_model("rotary", hf_rope.HfRopeForQuestionAnswering)
+    places = {"start_positions": torch.tensor([-1, 2]), "end_positions": torch.tensor([3, 2])}
+    refused(lambda: model(IDS, **places), "start_positions holds -1", "counted from 0")
 
 
 LONG = {

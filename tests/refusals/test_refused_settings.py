@@ -72,6 +72,22 @@ CONFIGS = {
     "factor of another type": ("rotary", rope(factor="2"), "rope_parameters['factor'] is '2'", "a number of 1 or more"),
     "theta below 0": ("rotary", rope(rope_theta=-1), "rope_parameters['rope_theta'] is -1", "a number above 0"),
     "partial above 1": ("rotary", rope(partial_rotary_factor=2.0), "_factor'] is 2.0", "above 0 and up to 1"),
+    "endless factor": ("rotary", rope(factor=float("inf")), "['factor'] is inf", "of 1 or more"),
+    "theta that float32 has not": ("rotary", rope(rope_theta=1e-300), "['rope_theta'] is 1e-300", "above 0"),
+    "attention factor": ("rotary", rope(attention_factor=float("nan")), "['attention_factor'] is nan", "above 0"),
+    "betas": ("rotary", rope(beta_fast=-1), "['beta_fast'] is -1", "above 0"),
+    "frequency factor": ("rotary", rope(low_freq_factor=0), "['low_freq_factor'] is 0", "above 0"),
+    "length before scaling": (
+        *("rotary", rope(original_max_position_embeddings=0)),
+        *("['original_max_position_embeddings'] is 0", "of 1 or more"),
+    ),
+    "factors of nothing": (
+        "rotary",
+        rope(**{**LONGROPE, "long_factor": [0.0] * 4}),
+        "['long_factor'] holds 0.0",
+        "above 0",
+    ),
+    "initial spread": ("none", {"initializer_range": float("inf")}, "initializer_range is inf", "0 or more"),
     "partial of nothing": ("rotary", rope(partial_rotary_factor=0.1), "even rotary size of 2 or more", "got 0"),
     "factors of another count": (
         *("rotary", rope(**LONGROPE, short_factor=[1.0] * 3)),
