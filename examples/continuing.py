@@ -6,6 +6,7 @@ The checkpoint is one of hf_rope or any that `hf_rope.convert` reads, and may go
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from hf_rope import HfRopeConfig, HfRopeForMaskedLM
@@ -22,8 +23,8 @@ def continued_config(name: str, scheme: str | None, length: int, overrides: dict
     try:
         model, report = convert(name, scheme, overrides.get("position_options"), return_report=True)
         config = HfRopeConfig.from_dict(model.config.to_dict(), **overrides)
-    except (OSError, ValueError, TypeError) as error:
-        raise SystemExit(str(error)) from error
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+        raise SystemExit(" ".join(str(error).split())) from error
     print("\n".join([f"{report.source} as {config.position_embedding_type}", *report.notes]))
     limit = model.base_model.position.max_length
     if limit is not None and length > limit:

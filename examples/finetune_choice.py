@@ -23,7 +23,15 @@ from transformers import (
     TrainingArguments,
 )
 
-from finetuning import FinetuningArguments, build_trainer, load_splits, parse, report, train_and_evaluate
+from finetuning import (
+    FinetuningArguments,
+    build_trainer,
+    check_max_length,
+    load_splits,
+    parse,
+    report,
+    train_and_evaluate,
+)
 from loading import load_tokenizer, parse_overrides, require_text
 
 
@@ -56,6 +64,7 @@ def encode(
     rows: Dataset, context: str, choices: list[str], label: str, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Dataset:
     """Token ids of each choice after its context, and `labels`."""
+    require_text(rows, context, lists=False)
     gathered = gather_choices(rows, choices)
     number = len(gathered[0])
     for value in rows[label]:
@@ -84,6 +93,7 @@ def finetune(
 ) -> dict[str, dict[str, float]]:
     """Trains on the "train" split, saves, and returns the metrics of every other split."""
     overrides, tokenizer = parse_overrides(arguments.config_overrides), load_tokenizer(arguments.model)
+    check_max_length(tokenizer, arguments.max_length, pair=True)
     columns = (context, arguments.choice_columns, arguments.label_column)
     encoded = {split: encode(rows, *columns, tokenizer, arguments.max_length) for split, rows in splits.items()}
     guessing = {split: {"guessing": 1 / len(rows[0]["input_ids"])} for split, rows in encoded.items()}

@@ -26,6 +26,7 @@ from finetuning import (
     FinetuningArguments,
     Metric,
     build_trainer,
+    check_max_length,
     class_names,
     label_settings,
     load_splits,
@@ -33,7 +34,7 @@ from finetuning import (
     report,
     train_and_evaluate,
 )
-from loading import load_tokenizer, parse_overrides
+from loading import load_tokenizer, parse_overrides, require_text
 
 
 @dataclass
@@ -52,8 +53,11 @@ def encode(
 ) -> Dataset:
     """Token ids and `labels`, the class's place in `names`; the last column is the label's."""
     *texts, label = columns
-    if unknown := set(rows[label]) - set(names):
-        raise SystemExit(f"The label {sorted(unknown, key=str)[0]!r} occurs in the evaluation data only.")
+    for column in texts:
+        require_text(rows, column, lists=False)
+    for value in rows[label]:
+        if value not in names:
+            raise SystemExit(f"The label {value!r} occurs in the evaluation data only.")
 
     def tokenize(batch: dict[str, list]) -> dict[str, list]:
         encoded = tokenizer(*(batch[column] for column in texts), truncation=True, max_length=max_length)
@@ -95,6 +99,7 @@ def finetune(
     `majority` is the accuracy of always answering the training data's most frequent class.
     """
     label = columns[-1]
+    check_max_length(tokenizer, max_length, pair=len(columns) > 2)
     names = class_names(splits["train"][label])
     encoded = {split: encode(rows, columns, names, tokenizer, max_length) for split, rows in splits.items()}
     settings = {**label_settings(names), **(overrides or {})}

@@ -20,7 +20,7 @@ from datasets import Dataset
 from transformers import AutoModelForQuestionAnswering, EvalPrediction, PreTrainedTokenizerBase, TrainingArguments
 
 from finetuning import FinetuningArguments, Metric, build_trainer, load_splits, parse, report, train_and_evaluate
-from loading import load_tokenizer, parse_overrides
+from loading import load_tokenizer, parse_overrides, require_text
 
 
 @dataclass
@@ -36,6 +36,12 @@ class Arguments(FinetuningArguments):
 def require_answers(rows: Dataset, columns: list[str]) -> None:
     """Refuses a row without an answer, or with one that is not where it says."""
     for context, question, answers in zip(*(rows[column] for column in columns), strict=True):
+        places = [answers.get(key) for key in ("text", "answer_start")] if isinstance(answers, dict) else [None]
+        if not all(isinstance(place, list) for place in places) or len({*map(len, places)}) > 1:
+            raise SystemExit(
+                f"The answers to {question!r} are {answers!r}; they must be two lists of one length, `text` and "
+                "`answer_start`."
+            )
         if not answers["text"]:
             raise SystemExit(f"The question {question!r} has no answer; every row needs one.")
         for text, start in zip(answers["text"], answers["answer_start"], strict=True):
@@ -51,6 +57,8 @@ def encode(
     Both are 0, the place of [CLS], where the window does not hold the answer whole.
     """
     context, question, answers = columns
+    for column in (context, question):
+        require_text(rows, column, lists=False)
     require_answers(rows, columns)
     longest = max(map(len, tokenizer(rows[question][:])["input_ids"]))
     if longest + 1 + stride >= max_length:
@@ -84,7 +92,11 @@ def encode(
             found["end_positions"].append(ends[-1] if whole else 0)
         return {**encoded, **found}
 
-    return rows.map(tokenize, batched=True, with_indices=True, remove_columns=rows.column_names, desc="windows")
+    windows = rows.map(tokenize, batched=True, with_indices=True, remove_columns=rows.column_names, desc="windows")
+    for row, offsets in zip(windows["row"], windows["offsets"], strict=True):
+        if not any(offsets):
+            raise SystemExit(f"The context {rows[row][context]!r}, of row {row + 1}, gives no token: leave it out.")
+    return windows
 
 
 def normalise(text: str) -> list[str]:
@@ -134,7 +146,13 @@ def finetune(
         raise SystemExit(
             "--train_sampling_strategy group_by_length reorders the windows that are evaluated: leave it out."
         )
+    if arguments.stride < 0 or arguments.max_answer_length < 1:
+        raise SystemExit(
+            f"--stride {arguments.stride} must be 0 or more, and --max_answer_length {arguments.max_answer_length} "
+            "1 or more."
+        )
     overrides, tokenizer = parse_overrides(arguments.config_overrides), load_tokenizer(arguments.model)
+    tokenizer.padding_side = "right"  # a label is a place counted from the left, which padding there would move
     windows = {
         split: encode(rows, columns, tokenizer, arguments.max_length, arguments.stride)
         for split, rows in splits.items()

@@ -19,8 +19,16 @@ from transformers import (
     TrainingArguments,
 )
 
-from finetuning import FinetuningArguments, build_trainer, load_splits, parse, report, train_and_evaluate
-from loading import load_tokenizer, parse_overrides, require_numbers
+from finetuning import (
+    FinetuningArguments,
+    build_trainer,
+    check_max_length,
+    load_splits,
+    parse,
+    report,
+    train_and_evaluate,
+)
+from loading import load_tokenizer, parse_overrides, require_correlation, require_numbers, require_text
 
 
 @dataclass
@@ -35,6 +43,8 @@ def encode(rows: Dataset, columns: list[str], tokenizer: PreTrainedTokenizerBase
     """Token ids and `labels`; the last column is the number's."""
     *texts, label = columns
     require_numbers(rows, label)
+    for column in texts:
+        require_text(rows, column, lists=False)
 
     def tokenize(batch: dict[str, list]) -> dict[str, list]:
         encoded = tokenizer(*(batch[column] for column in texts), truncation=True, max_length=max_length)
@@ -58,7 +68,9 @@ def finetune(
 ) -> dict[str, dict[str, float]]:
     """Trains on the "train" split, saves, and returns the metrics of every other split."""
     overrides, tokenizer = parse_overrides(arguments.config_overrides), load_tokenizer(arguments.model)
+    check_max_length(tokenizer, arguments.max_length, pair=len(columns) > 2)
     encoded = {split: encode(rows, columns, tokenizer, arguments.max_length) for split, rows in splits.items()}
+    require_correlation(splits)
     trainer = build_trainer(
         AutoModelForSequenceClassification,
         arguments.model,

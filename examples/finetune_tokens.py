@@ -28,6 +28,7 @@ from transformers import (
 from finetuning import (
     FinetuningArguments,
     build_trainer,
+    check_max_length,
     class_names,
     label_settings,
     load_splits,
@@ -87,8 +88,10 @@ def finetune(
 ) -> dict[str, dict[str, float]]:
     """Trains on the "train" split, saves, and returns the metrics of every other split, and of the baseline."""
     overrides, tokenizer = parse_overrides(arguments.config_overrides), load_tokenizer(arguments.model)
-    for column in columns:
-        require_text(splits["train"], column, lists=True)
+    check_max_length(tokenizer, arguments.max_length)
+    for rows in splits.values():
+        for column in columns:
+            require_text(rows, column, lists=True)
     counts = Counter(chain.from_iterable(splits["train"][columns[1]]))
     names, most_frequent = class_names(list(counts.elements())), counts.most_common(1)[0][0]
     encoded = {split: encode(x, columns, names, tokenizer, arguments.max_length) for split, x in splits.items()}

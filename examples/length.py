@@ -10,7 +10,6 @@ command goes on where an earlier one was stopped.
 """
 
 import gc
-import json
 import shutil
 import statistics
 from collections.abc import Callable
@@ -30,15 +29,16 @@ from rich.table import Table
 from torch.nn import functional as F
 from transformers import (
     AutoModelForMaskedLM,
-    AutoTokenizer,
     HfArgumentParser,
     PreTrainedTokenizerBase,
     TrainingArguments,
 )
 
-from hf_rope import SCHEMES
+from hf_rope import SCHEMES, HfRopeConfig
+from hf_rope.folders import new_folder
 from hf_rope.masking import BatchSeededMasking
-from loading import DataArguments, load_split, parse_overrides
+from hf_rope.text_files import write_json
+from loading import DataArguments, check_training, load_split, load_tokenizer, parse_overrides, read_record
 from pretrain_mlm import build_config, pretrain
 from text_rows import group_texts
 from train_tokenizer import train_tokenizer
@@ -54,6 +54,11 @@ SCALINGS: dict[str, Callable[[int, int], dict[str, Any]]] = {
     },
 }
 """`rope_parameters` for a length; dynamic follows the length by itself, its factor is for going beyond that."""
+
+SETTINGS = "settings.json"
+NO_EFFECT = ("output_dir", "seed", "log", "report_to", "save", "eval", "do_", "disable_tqdm", "hub", "push_to_hub")
+NO_EFFECT += ("run_name", "project", "trackio", "dataloader_n", "dataloader_p", "use_cpu", "per_device_eval", "resume")
+"""How options of TrainingArguments begin that change no result, and the seed, of which a folder holds several."""
 
 
 @dataclass
@@ -93,25 +98,26 @@ def check(arguments: Arguments) -> None:
 def settings_of(arguments: Arguments, data: DataArguments, training: TrainingArguments) -> dict[str, Any]:
     """What all runs of one folder have in common."""
     own = {key: value for key, value in asdict(arguments).items() if key not in ("position", "seeds", "lengths")}
-    trained = {key: getattr(training, key) for key in ("max_steps", "learning_rate", "per_device_train_batch_size")}
-    return {**own, **asdict(data), **trained, "lengths, the longest": max(arguments.lengths)}
+    return {**own, **asdict(data), **training_settings(training), "lengths, the longest": max(arguments.lengths)}
 
 
-def check_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Refuses a folder that holds the work of other settings, or anything else.
+def training_settings(training: TrainingArguments) -> dict[str, Any]:
+    """The options of TrainingArguments that change what is trained."""
+    return {key: value for key, value in training.to_dict().items() if not key.startswith(NO_EFFECT)}
 
-    Further schemes, seeds and shorter lengths are welcome: what is there is not done again.
+
+def check_folder(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Refuses a folder that holds the work of other settings, or anything else; returns all settings it then has.
+
+    Further schemes, models, seeds and shorter lengths are welcome: what is there is not done again.
     """
-    path = folder / "settings.json"
-    if path.is_file():
-        before = json.loads(path.read_text())
-        for key, value in settings.items():
-            if before.get(key) != value:
-                raise SystemExit(
-                    f"{folder} was begun with --{key} {before.get(key)}, not {value}: name another --output_dir."
-                )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    before = read_record(folder / SETTINGS)
+    if not before and folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
         raise SystemExit(f"{folder} holds something that is no study of lengths: name another --output_dir.")
+    for key, value in settings.items():
+        if key in before and before[key] != value:
+            raise SystemExit(f"{folder} was begun with --{key} {before[key]}, not {value}: name another --output_dir.")
+    return {**before, **settings}
 
 
 def masked_stream(blocks: Dataset, tokenizer: PreTrainedTokenizerBase, tokens: int, longest: int):
@@ -169,17 +175,36 @@ def measure_missing(found: dict[str, Any], folder: Path, arguments: Arguments, i
                 gc.collect()
 
 
+def build_configs(
+    arguments: Arguments, tokenizer: PreTrainedTokenizerBase, overrides: dict[str, Any]
+) -> dict[str, HfRopeConfig]:
+    """Each scheme's configuration; refused where the table of none of them reaches to the shortest length."""
+    trained, shortest = arguments.trained_length, min(arguments.lengths)
+    configs = {scheme: build_config(scheme, tokenizer, trained, overrides) for scheme in arguments.position}
+    limits = {scheme: SCHEMES[scheme](config).max_length for scheme, config in configs.items()}
+    for scheme, limit in limits.items():
+        if limit is not None and limit < trained:
+            raise SystemExit(f"The table of {scheme!r} ends at {limit}, before --trained_length {trained}: lower that.")
+    if all(limit is not None and limit < shortest for limit in limits.values()):
+        raise SystemExit(
+            f"No scheme of --position has positions for --lengths {shortest}: add one of {trained} or less, or a "
+            "scheme without a table, such as rotary."
+        )
+    return configs
+
+
 def run(data: DataArguments, arguments: Arguments, training: TrainingArguments) -> dict[str, Any]:
     """Trains and measures what is missing; returns what results.json holds."""
     check(arguments)
+    check_training(training, "the same command goes on where it was stopped")
     folder, overrides = Path(training.output_dir), parse_overrides(arguments.config_overrides)
     if not (data.train_file or data.dataset_name):
         data.train_file, data.validation_file = [str(BOOKS / "train.txt")], [str(BOOKS / "validation.txt")]
     settings = settings_of(arguments, data, training)
-    check_folder(folder, settings)
+    settings = check_folder(folder, settings)
     texts = load_split(data, "train", [data.text_column])
-    if (folder / "settings.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    if (folder / "tokenizer").is_dir():
+        tokenizer = load_tokenizer(str(folder / "tokenizer"))
     else:
         tokenizer = train_tokenizer((row[data.text_column] for row in texts), arguments.vocab_size)
     train = group_texts(texts, tokenizer, arguments.trained_length)
@@ -187,8 +212,12 @@ def run(data: DataArguments, arguments: Arguments, training: TrainingArguments) 
     validation = group_texts(held_out, tokenizer, arguments.trained_length)
     ids, labels = masked_stream(validation, tokenizer, arguments.eval_tokens, max(arguments.lengths))
     validation = validation.select(range(len(ids) // arguments.trained_length))
-    tokenizer.save_pretrained(folder / "tokenizer")
-    (folder / "settings.json").write_text(json.dumps(settings, indent=1))
+    configs = build_configs(arguments, tokenizer, overrides)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / SETTINGS, settings)  # first, so that a folder whose run was stopped is known again
+    if not (folder / "tokenizer").is_dir():
+        with new_folder(folder / "tokenizer") as place:
+            tokenizer.save_pretrained(place)
     results: dict[str, Any] = {
         "trained_length": arguments.trained_length,
         "masked": int((labels != -100).sum()),
@@ -199,17 +228,16 @@ def run(data: DataArguments, arguments: Arguments, training: TrainingArguments) 
         for scheme in arguments.position:
             place = Path(training.output_dir) / scheme
             record = place / "length.json"
-            if record.is_file():
-                run = json.loads(record.read_text())
-            else:
+            run = read_record(record)
+            if not run:
                 print(f"{scheme}, seed {seed}: training on {len(train)} blocks of {arguments.trained_length} tokens")
-                config = build_config(scheme, tokenizer, arguments.trained_length, overrides)
-                run = {"training": pretrain(config, tokenizer, train, validation, training, resume=True), "losses": {}}
-                record.write_text(json.dumps(run, indent=1))
+                trained = pretrain(configs[scheme], tokenizer, train, validation, training, resume=True)
+                run = {"training": trained, "losses": {}}
+                write_json(record, run)
                 for checkpoint in place.glob("checkpoint-*"):
                     shutil.rmtree(checkpoint)
             measure_missing(run["losses"], place, arguments, ids, labels)
-            record.write_text(json.dumps(run, indent=1))
+            write_json(record, run)
             results["runs"].setdefault(scheme, {})[str(seed)] = run
             write(results, arguments.lengths, folder)
     return results
@@ -237,7 +265,7 @@ def cell(losses: list[float] | None) -> str:
 
 def write(results: dict[str, Any], lengths: list[int], folder: Path) -> None:
     """results.json, results.md and loss_by_length.png."""
-    (folder / "results.json").write_text(json.dumps(results, indent=1))
+    write_json(folder / "results.json", results)
     rows = summarise(results)
     lines = [f"| scheme | {' | '.join(f'{n:,}' for n in lengths)} |", "|---" + "|---:" * len(lengths) + "|"]
     lines += [f"| {name} | {' | '.join(cell(row.get(str(n))) for n in lengths)} |" for name, row in rows.items()]
@@ -266,6 +294,8 @@ def draw(rows: dict[str, dict[str, list[float] | None]], trained: int, lengths: 
         low, high = [min(losses) for losses in known.values()], [max(losses) for losses in known.values()]
         axes.fill_between(list(known), low, high, color=colour, alpha=0.15, linewidth=0)
         everything += means
+    if not everything:  # so far, every table has ended before the shortest length
+        return
     least, most = min(everything), max(everything)
     axes.set(xscale="log", xlabel="tokens in one sequence", ylabel="masked-LM loss, nats a masked token")
     axes.set_ylim(least - 0.1, min(most, least + 3.5) + 0.1)

@@ -1,5 +1,6 @@
 """Reads the files or the dataset that a user names, and refuses what cannot be used, each in one sentence."""
 
+import glob
 import json
 import math
 from dataclasses import dataclass, field
@@ -7,9 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, List, Value, concatenate_datasets, load_dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+from hf_rope.convert.checkpoint import read_tokenizer
+from hf_rope.text_files import read_json
 
 FORMATS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+DECIDED = ("num_labels", "id2label", "label2id", "problem_type")
+LARGEST = 3e38
+CSV = {"keep_default_na": False, "na_values": [""]}  # else the words NA, None and null are read as missing
 
 
 @dataclass
@@ -32,9 +39,29 @@ def describe_precision(training: TrainingArguments) -> str:
     return "Training in float16 (autocast)." if training.fp16 else "Training in float32."
 
 
-def load_split(data: DataArguments, split: str, columns: list[str]) -> Dataset:
-    """The "train" or "validation" rows with these columns, rows without text left out."""
-    files = data.train_file if split == "train" else data.validation_file
+def check_training(training: TrainingArguments, way_out: str = "give its folder to --model for its weights") -> None:
+    """Refuses options of TrainingArguments that no script here can follow."""
+    if training.resume_from_checkpoint is not None:
+        raise SystemExit(f"--resume_from_checkpoint {training.resume_from_checkpoint} is not read here: {way_out}.")
+    if not 0 <= training.learning_rate < math.inf:
+        raise SystemExit(f"--learning_rate is {training.learning_rate}; it must be a finite number, 0 or more.")
+
+
+def require_finite(loss: float, training: TrainingArguments) -> None:
+    """Ends a script whose training has diverged."""
+    if not math.isfinite(loss):
+        raise SystemExit(
+            f"The loss after training is {loss}, so the model in {training.output_dir} is of no use: lower "
+            f"--learning_rate, which is {training.learning_rate}, or look for rows that do not fit."
+        )
+
+
+def load_split(data: DataArguments, split: str, columns: list[str], test_file: list[str] | None = None) -> Dataset:
+    """The "train" or "validation" rows with these columns, or those of `test_file`.
+
+    Rows without text in the first column are left out; those that lack another value are refused.
+    """
+    files = test_file or (data.train_file if split == "train" else data.validation_file)
     if files:
         rows = load_files(files, columns)
     elif data.dataset_name:
@@ -43,10 +70,29 @@ def load_split(data: DataArguments, split: str, columns: list[str]) -> Dataset:
     else:
         raise SystemExit(f"There is no {split} text: give --{split}_file, or --dataset_name.")
     require_text(rows, columns[0])
-    rows = rows.filter(lambda row: bool("".join(row[columns[0]] or ()).strip()), desc=f"{split}: texts")
+    rows = rows.filter(lambda row: has_text(row[columns[0]]), desc=f"{split}: texts")
     if not len(rows):
         raise SystemExit(f"The {split} data holds no text in its column {columns[0]!r}.")
+    if len(columns) > 1:
+        for row in rows:
+            for column in columns:
+                if is_missing(row[column]):
+                    raise SystemExit(
+                        f"The {split} row of {str(row[columns[0]])[:40]!r} lacks a value in its column {column!r}: "
+                        "fill it in, or leave the row out."
+                    )
     return rows
+
+
+def has_text(value: str | list[str | None] | None) -> bool:
+    return bool("".join(word or "" for word in value).strip() if isinstance(value, list) else (value or "").strip())
+
+
+def is_missing(value: Any) -> bool:
+    """Whether it is null, or holds a null."""
+    if isinstance(value, dict):
+        value = [*value.values()]
+    return value is None or (isinstance(value, list) and any(map(is_missing, value)))
 
 
 def require_text(rows: Dataset, column: str, lists: bool | None = None) -> None:
@@ -61,10 +107,20 @@ def require_text(rows: Dataset, column: str, lists: bool | None = None) -> None:
 
 
 def require_numbers(rows: Dataset, column: str) -> None:
-    """Refuses a column that holds anything but finite numbers."""
+    """Refuses a column that holds anything but numbers that are finite in float32, as labels are."""
     for value in rows[column]:
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise SystemExit(f"The column {column!r} holds {value!r}; regression needs a finite number in every row.")
+        if not isinstance(value, int | float) or not abs(value) <= LARGEST:
+            raise SystemExit(
+                f"The column {column!r} holds {value!r}; regression needs a finite number in every row, "
+                f"{LARGEST:.0e} at most."
+            )
+
+
+def require_correlation(splits: dict[str, Dataset]) -> None:
+    """Refuses held-out rows that are too few to correlate."""
+    for split, rows in splits.items():
+        if split != "train" and len(rows) < 2:
+            raise SystemExit(f"The {split} data has {len(rows)} row, and a correlation needs two: add rows to it.")
 
 
 def load_files(files: list[str], columns: list[str]) -> Dataset:
@@ -78,10 +134,12 @@ def load_files(files: list[str], columns: list[str]) -> Dataset:
             raise SystemExit(f"{file} ends in {path.suffix!r}; these are read: {', '.join(FORMATS)}.")
         if not path.read_bytes().strip():
             raise SystemExit(f"{file} is empty.")
+        kind = FORMATS[path.suffix]
+        options: dict[str, Any] = CSV if kind == "csv" else {}
         try:
-            rows = load_dataset(FORMATS[path.suffix], data_files=str(path), split="train")
+            rows = load_dataset(kind, data_files=glob.escape(str(path)), split="train", **options)
         except Exception as error:
-            raise SystemExit(f"{file} cannot be read as {FORMATS[path.suffix]}: {error.__cause__ or error}") from error
+            raise SystemExit(f"{file} cannot be read as {kind}: {error.__cause__ or error}") from error
         parts.append(pick(rows, columns, file))
     return concatenate_datasets(parts)
 
@@ -90,16 +148,25 @@ def pick(rows: Dataset, columns: list[str], source: str) -> Dataset:
     for column in columns:
         if column not in rows.column_names:
             raise SystemExit(f"{source} has no column {column!r}; it has: {', '.join(rows.column_names)}.")
+    if len({*columns}) < len(columns):
+        raise SystemExit(f"The columns to read are {', '.join(columns)}: name each once.")
     return rows.select_columns(columns)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or of a Hub name."""
     try:
-        return AutoTokenizer.from_pretrained(name)
+        tokenizer = read_tokenizer(name)
     except (OSError, ValueError, ImportError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise SystemExit(f"No tokenizer can be loaded from {name!r}: {first_line}") from error
+    if tokenizer is None:
+        raise SystemExit(f"No tokenizer can be loaded from {name!r}: it has no file of one; save it there.")
+    if tokenizer.pad_token is None:
+        raise SystemExit(
+            f"The tokenizer of {name!r} has no pad token, which batches need: set its pad_token, and save it again."
+        )
+    return tokenizer
 
 
 def require_fresh(folder: str | Path, way_out: str = "name another --output_dir") -> None:
@@ -107,6 +174,14 @@ def require_fresh(folder: str | Path, way_out: str = "name another --output_dir"
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SystemExit(f"{folder} already holds something: {way_out}.")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What a JSON file of an earlier run holds; empty where there is no such file."""
+    try:
+        return read_json(path) if path.is_file() else {}
+    except ValueError as error:
+        raise SystemExit(f"{error}") from error
 
 
 def parse_overrides(text: str) -> dict[str, Any]:
@@ -117,4 +192,7 @@ def parse_overrides(text: str) -> dict[str, Any]:
         raise SystemExit(f"--config_overrides is no JSON ({error}).") from error
     if not isinstance(overrides, dict):
         raise SystemExit(f"--config_overrides is {text}; it must be a JSON object such as '{{\"hidden_size\": 256}}'.")
+    for key in DECIDED:
+        if key in overrides:
+            raise SystemExit(f"--config_overrides has {key}, which the labels decide: leave it out.")
     return overrides

@@ -10,7 +10,6 @@ earlier one was stopped.
 """
 
 import copy
-import json
 import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,9 +24,10 @@ from transformers import AutoModel, HfArgumentParser, TrainingArguments
 
 import hf_rope  # noqa: F401  (registers hf_rope with the Auto classes)
 from finetune_classification import finetune
-from finetuning import load_pretrained, load_splits
-from length import cell, check_folder
-from loading import DataArguments, load_tokenizer, parse_overrides
+from finetuning import load_pretrained, load_splits, longest_input
+from hf_rope.text_files import write_json
+from length import SETTINGS, cell, check_folder, training_settings
+from loading import DataArguments, check_training, load_tokenizer, parse_overrides, read_record
 
 
 @dataclass
@@ -38,21 +38,27 @@ class Arguments:
     lengths: list[int] = field(default_factory=lambda: [256, 512, 1024, 2048], metadata={"help": "Tokens to cut at."})
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "One training each."})
     label_column: str = field(default="label", metadata={"help": "The column of the class, a number or a word."})
-    config_overrides: str = field(
-        default='{"classifier_pooling": "mean"}', metadata={"help": "Keys of the configuration, a JSON object."}
+    config_overrides: str | None = field(
+        default=None,
+        metadata={"help": 'Keys of the configuration, a JSON object; {"classifier_pooling": "mean"} for hf_rope.'},
     )
 
 
-def longest_input(model: str, overrides: dict[str, Any]) -> int | None:
-    """The tokens that a model's table of positions is for, None where it has none."""
-    loaded = load_pretrained(AutoModel, model, **overrides)
-    position = getattr(loaded, "position", None)
-    return loaded.config.max_position_embeddings if position is None else position.max_length
+def resolve(model: str) -> str:
+    """Which checkpoint a folder's name means, wherever the command is given from; a Hub name as it is."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def overrides_of(model: str, config_overrides: str | None) -> dict[str, Any]:
+    """Keys of a model's configuration; by default the mean over all tokens, where a model knows that setting."""
+    if config_overrides is not None:
+        return parse_overrides(config_overrides)
+    return {"classifier_pooling": "mean"} if load_pretrained(AutoModel, model).config.model_type == "hf_rope" else {}
 
 
 def run(data: DataArguments, arguments: Arguments, training: TrainingArguments) -> dict[str, Any]:
     """Trains and measures what is missing; returns what results.json holds."""
-    folder, overrides = Path(training.output_dir), parse_overrides(arguments.config_overrides)
+    folder = Path(training.output_dir)
     names = [Path(model).name for model in arguments.models]
     if len({*names}) < len(names):
         raise SystemExit(f"--models are {arguments.models}; their last names must differ, for a folder each.")
@@ -61,13 +67,16 @@ def run(data: DataArguments, arguments: Arguments, training: TrainingArguments) 
             f"--lengths are {arguments.lengths}; they must be 3 or more, for one token and two special ones."
         )
     columns = [data.text_column, arguments.label_column]
-    trained = {key: getattr(training, key) for key in ("num_train_epochs", "max_steps", "learning_rate")}
-    check_folder(folder, settings := {**asdict(data), "config_overrides": arguments.config_overrides, **trained})
+    check_training(training, "the same command goes on where it was stopped")
+    own = {key: getattr(arguments, key) for key in ("label_column", "config_overrides")}
+    places = {f"models {Path(model).name}": resolve(model) for model in arguments.models}
+    settings = check_folder(folder, {**asdict(data), **own, **places, **training_settings(training)})
     splits = load_splits(data, [], columns)
     tokenizers = {model: load_tokenizer(model) for model in arguments.models}
-    limits = {model: longest_input(model, overrides) for model in arguments.models}
+    overrides = {model: overrides_of(model, arguments.config_overrides) for model in arguments.models}
+    limits = {model: longest_input(load_pretrained(AutoModel, model, **overrides[model])) for model in arguments.models}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "settings.json").write_text(json.dumps(settings, indent=1))
+    write_json(folder / SETTINGS, settings)
     results: dict[str, Any] = {"lengths": arguments.lengths, "accuracy": {}, "documents": len(splits["validation"])}
     first = tokenizers[arguments.models[0]]
     sizes = [len(first(text, verbose=False)["input_ids"]) for text in splits["validation"][data.text_column]]
@@ -81,12 +90,12 @@ def run(data: DataArguments, arguments: Arguments, training: TrainingArguments) 
                     continue
                 place = folder / name / f"{length}-seed-{seed}"
                 record = place / "results.json"
-                if not record.is_file():
+                if not read_record(record):
                     print(f"{name}, {length} tokens, seed {seed}")
                     once = copy.copy(training)
                     once.output_dir, once.seed = str(place), seed
-                    finetune(model, tokenizers[model], splits, columns, once, length, overrides)
-                measured = json.loads(record.read_text())["validation"]
+                    finetune(model, tokenizers[model], splits, columns, once, length, overrides[model])
+                measured = read_record(record)["validation"]
                 results["majority"] = measured["majority"]
                 cells.setdefault(str(length), []).append(measured["accuracy"])
                 write(results, folder)
@@ -106,7 +115,7 @@ def as_markdown(results: dict[str, Any]) -> str:
 
 def write(results: dict[str, Any], folder: Path) -> None:
     """results.json, results.md and accuracy_by_length.png."""
-    (folder / "results.json").write_text(json.dumps(results, indent=1))
+    write_json(folder / "results.json", results)
     (folder / "results.md").write_text(as_markdown(results))
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()

@@ -39,6 +39,8 @@ def make_rows(texts: list[str], number: int, words: int, choices: int, draw: ran
         passages += whole
     if len(passages) < choices + 1:
         raise SystemExit(f"The texts hold {len(passages)} passages of {words} words; {choices + 1} are needed.")
+    if not starts:
+        raise SystemExit(f"No text holds two passages of {words} words, the second to follow the first: lower --words.")
     rows = []
     for start in draw.sample(starts, min(number, len(starts))):
         drawn = draw.sample(range(len(passages)), choices + 1)

@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoModelForMaskedLM,
     HfArgumentParser,
@@ -39,23 +40,40 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from continuing import continued_config, load_checkpoint
-from hf_rope import HfRopeConfig, param_groups
+from hf_rope import SCHEMES, HfRopeConfig, param_groups
+from hf_rope.folders import last_checkpoint
 from hf_rope.masking import BatchSeededMasking
 from hf_rope.precision import training_precision
+from hf_rope.text_files import write_json
 from loading import (
     DataArguments,
+    check_training,
     describe_precision,
     load_split,
     load_tokenizer,
     parse_overrides,
+    read_record,
+    require_finite,
     require_fresh,
+    require_text,
 )
 from stages import Stage, StageTheta, plan_stages, rows_in_order
 from text_rows import group_texts, make_rows
 
+LENGTH = "max_position_embeddings"
+SET_BY_TRAINING = {
+    "rope_parameters",
+    "dtype",
+    "architectures",
+    "use_cache",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+}
+"""Keys of a configuration that stages and Trainer change."""
 SIZES = '{"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}'
 
 
@@ -118,6 +136,10 @@ def unigram_loss(train: Dataset, validation: Dataset, tokenizer: PreTrainedToken
     counts, seen = (Counter(chain.from_iterable(blocks["input_ids"])) for blocks in (train, validation))
     for token in tokenizer.all_special_ids:
         del counts[token], seen[token]
+    if not seen.total():
+        raise SystemExit(
+            "The validation text holds no word that the tokenizer knows: give other text, or its tokenizer."
+        )
     total = counts.total() + len(tokenizer)
     return -sum(number * math.log((counts[token] + 1) / total) for token, number in seen.items()) / seen.total()
 
@@ -131,8 +153,23 @@ def build_config(scheme: str, tokenizer: PreTrainedTokenizerBase, block_size: in
     }
     try:
         return HfRopeConfig(position_embedding_type=scheme, **{**sizes, **overrides})
-    except (ValueError, TypeError) as error:
-        raise SystemExit(str(error)) from error
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise SystemExit(" ".join(str(error).split())) from error
+
+
+def check_resumed(config: HfRopeConfig, folder: Path) -> None:
+    """Refuses a last checkpoint in a scheme's folder whose weights are not those of `config`."""
+    last = last_checkpoint(folder, TRAINER_STATE_NAME)
+    if last is None:
+        return
+    before, now = HfRopeConfig.from_pretrained(last).to_dict(), config.to_dict()
+    free = {*SET_BY_TRAINING, *(() if SCHEMES[config.position_embedding_type](config).max_length else [LENGTH])}
+    for key in now:
+        if key not in free and before.get(key) != now[key]:
+            raise SystemExit(
+                f"{last} was trained with {key}={before.get(key)!r}, and would go on with {now[key]!r}: give --resume "
+                "the options of before, or name another --output_dir."
+            )
 
 
 def pretrain(
@@ -159,7 +196,7 @@ def pretrain(
     """
     training, clock = copy.copy(training), StepClock()
     folder = Path(training.output_dir) / config.position_embedding_type
-    last = get_last_checkpoint(folder) if resume and folder.is_dir() else None
+    last = last_checkpoint(folder, TRAINER_STATE_NAME) if resume else None
     training.output_dir, training.include_num_input_tokens_seen = str(folder), "non_padding"
     training.eval_on_start = training.eval_on_start and last is None
     set_seed(training.seed)
@@ -179,8 +216,9 @@ def pretrain(
         optimizer_cls_and_kwargs=optimizer,
     )
     trainer.train(resume_from_checkpoint=last)
-    loss = trainer.evaluate()["eval_loss"]
     trainer.save_model()
+    loss = trainer.evaluate()["eval_loss"]
+    require_finite(loss, training)
     history = trainer.state.log_history
     if trainer.is_world_process_zero():
         (folder / "log_history.json").write_text(json.dumps(history, indent=2))
@@ -189,9 +227,19 @@ def pretrain(
         "parameters": trainer.model.num_parameters(),
         **({"loss_before": before[0]} if before else {}),
         "validation_loss": loss,
-        "perplexity": math.exp(loss),
+        "perplexity": math.exp(loss) if loss < 700 else math.inf,
         "tokens_per_second": clock.tokens / clock.seconds if clock.seconds else None,
     }
+
+
+def check(arguments: Arguments) -> None:
+    """Refuses settings that cannot be trained with."""
+    if not 0 < arguments.mlm_probability <= 1:
+        raise SystemExit(f"--mlm_probability is {arguments.mlm_probability}; it must be above 0, and 1 at most.")
+    if arguments.block_size is not None and arguments.block_size < 1:
+        raise SystemExit(f"--block_size is {arguments.block_size}; it must be 1 or more.")
+    if len({*arguments.position}) < len(arguments.position):
+        raise SystemExit(f"--position is {' '.join(arguments.position)}: name each scheme once.")
 
 
 def build_configs(arguments: Arguments, tokenizer: PreTrainedTokenizerBase, stages: list[Stage]) -> list[HfRopeConfig]:
@@ -210,6 +258,12 @@ def build_configs(arguments: Arguments, tokenizer: PreTrainedTokenizerBase, stag
             raise SystemExit(
                 f"The tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size}: name with --tokenizer "
                 "the one that it was trained with."
+            )
+        limit = SCHEMES[config.position_embedding_type](config).max_length
+        if limit is not None and length > limit:
+            raise SystemExit(
+                f"{LENGTH}={limit} ends the positions of {config.position_embedding_type!r}, and pieces of text have "
+                f"up to {length} tokens: lower --lengths or --block_size, or raise it in --config_overrides."
             )
         if arguments.rope_thetas and config.rope_parameters is None:
             raise SystemExit(
@@ -232,6 +286,8 @@ def load_rows(
         raise SystemExit(f"--lengths has {longest}, and a row has --block_size {block_size} tokens: raise that.")
     packs = arguments.pack_documents or any(stage.length < block_size for stage in stages)
     texts = {split: load_split(data, split, [data.text_column]) for split in ("train", "validation")}
+    for split in texts:
+        require_text(texts[split], data.text_column, lists=False)
 
     def rows_of(split: str, length: int) -> Dataset:
         if not packs:
@@ -252,7 +308,9 @@ def main() -> None:
     data, arguments, training = parser.parse_args_into_dataclasses()
     if arguments.tokenizer is None and arguments.model is None:
         raise SystemExit("There is no tokenizer: give --tokenizer, or --model to go on from a checkpoint.")
-    lengths = arguments.lengths or [arguments.block_size or 128]
+    check_training(training, "--resume goes on from the last checkpoint in --output_dir")
+    check(arguments)
+    lengths = arguments.lengths or [128 if arguments.block_size is None else arguments.block_size]
     stages = plan_stages(lengths, arguments.rope_thetas, arguments.stage_steps, training.max_steps)
     tokenizer = load_tokenizer(arguments.tokenizer or arguments.model)
     if tokenizer.mask_token is None:
@@ -260,8 +318,12 @@ def main() -> None:
     configs = build_configs(arguments, tokenizer, stages)
     if not arguments.resume:
         require_fresh(training.output_dir, "--resume goes on with it, or name another --output_dir")
+    for config in configs:
+        check_resumed(config, Path(training.output_dir, config.position_embedding_type))
     rows, validation = load_rows(data, arguments, tokenizer, stages)
-    baseline, results = unigram_loss(rows[-1], validation, tokenizer), {}
+    baseline = unigram_loss(rows[-1], validation, tokenizer)
+    record = Path(training.output_dir, "results.json")
+    results = read_record(record)  # of other schemes too, where an earlier run left them
     if len(stages) > 1:
         training.max_steps, training.train_sampling_strategy = sum(stage.steps for stage in stages), "sequential"
         rows_a_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
@@ -288,10 +350,10 @@ def main() -> None:
             make_model=make_model,
             callbacks=(StageTheta(stages),),
         ) | {"unigram_loss": baseline}
-    text = json.dumps(results, indent=2)
+        if training.process_index == 0:
+            write_json(record, results)
     if training.process_index == 0:
-        (Path(training.output_dir) / "results.json").write_text(text)
-        print(text)
+        print(record.read_text())
 
 
 if __name__ == "__main__":

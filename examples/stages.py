@@ -1,5 +1,6 @@
 """A training in stages: from which step on texts are cut at which length and positions turn by which `rope_theta`."""
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -39,8 +40,8 @@ def plan_stages(lengths: list[int], rope_thetas: list[float], steps: list[int], 
         if len(values) not in (0, 1, count):
             raise SystemExit(f"--{name} has {len(values)} values, and there are {count} stages: give one, or one each.")
         for value in values:
-            if not value > 0:
-                raise SystemExit(f"--{name} has {value}; it must be above 0.")
+            if not 0 < value < math.inf:
+                raise SystemExit(f"--{name} has {value}; it must be above 0 and finite.")
     if steps:
         steps = steps * (count // len(steps))
         if max_steps not in (-1, sum(steps)):

@@ -25,8 +25,8 @@ from sentence_transformers.sentence_transformer.losses import CosineSimilarityLo
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import set_seed
 
-from finetuning import load_splits, parse, report
-from loading import load_tokenizer, require_numbers
+from finetuning import LOAD_ERRORS, check_max_length, load_splits, longest_input, parse, refusal, report
+from loading import load_tokenizer, require_correlation, require_finite, require_numbers, require_text
 
 
 @dataclass
@@ -42,11 +42,14 @@ class Arguments:
 
 def build(model: str, max_length: int) -> SentenceTransformer:
     """The checkpoint's encoder with the mean over its tokens."""
-    load_tokenizer(model)
+    check_max_length(load_tokenizer(model), max_length)
     try:
         encoder = Transformer(model, max_seq_length=max_length)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{model!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    except LOAD_ERRORS as error:
+        raise refusal(model, error) from error
+    limit = longest_input(encoder.auto_model)
+    if limit is not None and max_length > limit:
+        raise SystemExit(f"{model!r} has positions for {limit} tokens, and --max_length is {max_length}: lower it.")
     return SentenceTransformer(modules=[encoder, Pooling(encoder.get_embedding_dimension(), pooling_mode="mean")])
 
 
@@ -54,9 +57,13 @@ def scale(splits: dict[str, Dataset], column: str) -> dict[str, Dataset]:
     """The rows with numbers from 0, the training data's lowest, to 1, its highest."""
     for rows in splits.values():
         require_numbers(rows, column)
+        for text in rows.column_names:
+            if text != column:
+                require_text(rows, text, lists=False)
     low, high = min(splits["train"][column]), max(splits["train"][column])
     if low == high:
         raise SystemExit(f"All training rows have the similarity {low}; two values or more are needed.")
+    require_correlation(splits)
     return {
         split: rows.map(lambda row: {"score": (row[column] - low) / (high - low)}, remove_columns=column, desc="scores")
         for split, rows in splits.items()
@@ -87,11 +94,12 @@ def train(
         loss=CosineSimilarityLoss(model),
     )
     trainer.train()
+    model.save_pretrained(training.output_dir)
+    require_finite(trainer.evaluate()["eval_loss"], training)
     results = {
         split: correlations(model, rows) | {f"{name}_before": value for name, value in before[split].items()}
         for split, rows in held_out.items()
     }
-    model.save_pretrained(training.output_dir)
     (Path(training.output_dir) / "results.json").write_text(json.dumps(results, indent=2))
     return results
 

@@ -57,5 +57,5 @@ def last_checkpoint(folder: Path, mark: str) -> str | None:
         if (path / mark).exists():
             steps[int(step)] = str(path)
         else:
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # another process may be at it
     return steps[max(steps)] if steps else None

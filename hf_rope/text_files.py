@@ -1,6 +1,8 @@
 """Texts, rows and JSON in files that a user can reach; what cannot be used is refused in one sentence."""
 
 import json
+import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,21 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON ({error}): restore it, or remove what it belongs to.") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file that is whole or not there; numbers that are not finite become null."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(json.dumps(finite(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

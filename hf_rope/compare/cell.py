@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import platform
 import re
 import shutil
@@ -24,7 +23,7 @@ from transformers.utils import logging
 from ..folders import last_checkpoint
 from ..model.configuration_hf_rope import HfRopeConfig
 from ..optimization import param_groups
-from ..text_files import read_json
+from ..text_files import read_json, write_json
 from .tasks import TASKS, Task
 
 RESULT, PROGRESS, ERROR, COMPLETE, LOCK = "result.json", "progress.json", "error.txt", "complete", "lock"
@@ -126,21 +125,6 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     if not isinstance(result, dict) or "evaluations" not in result:
         raise ValueError(f"{path} holds no result of a cell: remove it, and resume.")
     return result
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a file that is whole or not there; numbers that are not finite become null."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(finite(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
-
-
-def finite(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 @contextlib.contextmanager

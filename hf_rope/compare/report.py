@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .cell import write_json
+from ..text_files import write_json
 from .figures import draw, is_begun
 from .runner import STUDY
 from .study import START

@@ -11,7 +11,8 @@ from typing import Any
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from .cell import CELLS, ERROR, PROGRESS, Cell, read_result, require_device, run_cell, write_json
+from ..text_files import write_json
+from .cell import CELLS, ERROR, PROGRESS, Cell, read_result, require_device, run_cell
 from .choice import choose_rate
 from .progress import show_progress
 from .study import START, Study, make_study, read_study

@@ -1,7 +1,6 @@
 """retrofit: a trained encoder under another position scheme, distilled from itself."""
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..convert import Report, convert
 from ..convert.checkpoint import read_tokenizer
 from ..folders import last_checkpoint
-from ..text_files import read_json
+from ..text_files import read_json, write_json
 from .measure import measure
 from .recipe import LONGEST, Recipe
 from .start import keep_positions
@@ -151,7 +150,7 @@ def retrofit(
     held_out = Batches(held, tokenizer, recipe, length, EVALUATION_BATCHES)
     before = measure(student, teacher, held_out, tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=1))
+    write_json(folder / SETTINGS, settings)
     trainer = build_trainer(student.base_model, teacher.base_model, recipe, batches, held_out, folder, progress)
     for callback in callbacks:
         trainer.add_callback(callback)

@@ -1,6 +1,7 @@
 """Tiny text, tokenizers and checkpoints, and functions that run a script on them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,10 @@ def folder(tmp_path_factory) -> Path:
     (folder / "pairs.csv").write_text("\n".join(pairs))
     (folder / "one_class.csv").write_text("text,label\na,1\nb,1\n")
     (folder / "new_class.csv").write_text("text,label\na,7\n")
+    (folder / "floats.jsonl").write_text('{"text": "a", "label": 0.0}')
+    (folder / "lists.jsonl").write_text('{"text": "a", "label": ["a"]}')
+    (folder / "unknown.txt").write_text("\u4e2d " * 99)
+    (folder / "words.jsonl").write_text('{"text": ["a", "b"]}')
     (folder / "empty.txt").write_text(" \n")
     (folder / "book.pdf").write_text("text")
     (folder / "broken.json").write_text('{"text": ')
@@ -62,6 +67,26 @@ def checkpoint(folder) -> Path:
     HfRopeForMaskedLM(HfRopeConfig(vocab_size=len(tokenizer), **TINY)).save_pretrained(folder / "checkpoint")
     tokenizer.save_pretrained(folder / "checkpoint")
     return folder / "checkpoint"
+
+
+@pytest.fixture(scope="session")
+def variants(checkpoint, bert, folder) -> dict[str, Path]:
+    """The checkpoint, each time with one thing that is wrong, and those that are right."""
+    places = {"checkpoint": checkpoint, "bert": bert}
+    for name in ("untokenized", "unpadded", "left", "cut"):
+        places[name] = Path(shutil.copytree(checkpoint, folder / name))
+    for path in places["untokenized"].glob("tokenizer*"):
+        path.unlink()
+    for name, change in {"unpadded": {"pad_token": None}, "left": {"padding_side": "left"}}.items():
+        path = places[name] / "tokenizer_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    weights = places["cut"] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    config = HfRopeConfig(vocab_size=300, position_embedding_type="learned", max_position_embeddings=16, **TINY)
+    places["table"] = folder / "table"
+    HfRopeForMaskedLM(config).save_pretrained(places["table"])
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(places["table"])
+    return places
 
 
 @pytest.fixture

@@ -44,6 +44,13 @@ def test_answers_are_found_in_the_windows_of_long_contexts(finetune, tmp_path, f
     assert finetune_qa.score(spans, truths) == {"exact_match": 1, "f1": 1}
 
 
+def test_answers_are_places_from_the_left_whatever_the_tokenizer_pads(finetune, variants, tmp_path):
+    sizes = ["--max_length", 48, "--stride", 12, "--model", variants["left"]]
+    finetune(finetune_qa, ASKED, *sizes)
+    assert AutoTokenizer.from_pretrained(variants["left"]).padding_side == "left"
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").padding_side == "right"
+
+
 def test_a_span_never_ends_before_it_starts_nor_exceeds_the_limit():
     windows = Dataset.from_dict({"row": [0], "offsets": [[None, [0, 1], [2, 3], [4, 5], [6, 7]]]})
     start, end = np.array([[9.0, 0, 0, 4, 0]]), np.array([[9.0, 4, 0, 0, 3]])
@@ -59,6 +66,7 @@ def test_squad_scores_ignore_case_articles_and_punctuation():
 
 
 NO_ANSWER = {"text": [], "answer_start": []}
+UNREADABLE = {"context": "\u200b", "question": "who ?", "answers": {"text": ["\u200b"], "answer_start": [0]}}
 ELSEWHERE = {"text": ["man"], "answer_start": [0]}
 
 
@@ -68,9 +76,26 @@ ELSEWHERE = {"text": ["man"], "answer_start": [0]}
         ([{**ASKED[0], "answers": NO_ANSWER}, ASKED[0]], [], "has no answer"),
         ([{**ASKED[0], "answers": ELSEWHERE}], [], "is not at 0, its answer_start"),
         (ASKED, ["--max_length", 64, "--stride", 60], "--max_length 64 has no room for a question of"),
+        (ASKED, ["--stride", -1], "--stride -1 must be 0 or more, and --max_answer_length 64 1 or more"),
+        (ASKED, ["--max_answer_length", 0], "--stride 64 must be 0 or more, and --max_answer_length 0 1 or more"),
+        ([{**ASKED[0], "answers": ["a man"]}], [], r"are \['a man'\]; they must be two lists of one length"),
+        ([{**ASKED[0], "answers": {"text": "man", "answer_start": 2}}], [], "they must be two lists of one length"),
+        ([{**ASKED[0], "answers": {"text": ["man"], "answer_start": []}}], [], "they must be two lists of one length"),
+        ([ASKED[0], UNREADABLE], [], r"The context '\\u200b', of row 2, gives no token: leave it out"),
         (ASKED, ["--train_sampling_strategy", "group_by_length"], "reorders the windows"),
     ],
-    ids=["no answer", "elsewhere", "no room", "order"],
+    ids=[
+        "no answer",
+        "elsewhere",
+        "no room",
+        "stride",
+        "answer length",
+        "list",
+        "bare",
+        "lengths",
+        "no token",
+        "order",
+    ],
 )
 def test_question_answering_refuses(finetune, tmp_path, rows, arguments, sentence):
     with pytest.raises(SystemExit, match=sentence):

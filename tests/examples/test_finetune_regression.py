@@ -30,6 +30,7 @@ def test_regression_stands_beside_the_error_of_the_mean(finetune, tmp_path):
     ("row", "sentence"),
     [
         ({"text": "a", "label": "good"}, "holds 'good'; regression needs a finite number"),
+        ({"text": "a", "label": 1e39}, r"holds 1e\+39; regression needs a finite number in every row, 3e\+38 at most"),
         ({"text": 1, "label": 1}, "The column 'text' holds .*int64.*; it must hold text"),
     ],
 )

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,14 @@ def test_loss_by_length_is_the_mean_over_masked_tokens(by_length, folder, tmp_pa
         (["--lengths", "0"], "they must be 1 or more"),
         (["--eval_tokens", "63"], "--eval_tokens is 63; the longest sequence alone has 64"),
         (["--lengths", "65536", "--eval_tokens", "65536"], "shorter than one sequence of 65536 tokens"),
+        (["--learning_rate", "nan"], "--learning_rate is nan; it must be a finite number"),
+        (["--resume_from_checkpoint", "x"], "is not read here: the same command goes on where it was stopped"),
+        (["--position", "learned", "--lengths", "64"], "No scheme of --position has positions for --lengths 64"),
+        (
+            ["--position", "none", "learned", "--config_overrides", '{{"max_position_embeddings": 8}}'],
+            "The table of 'learned' ends at 8, before --trained_length 16: lower that",
+        ),
+        (["--position", "none", "t5", "--config_overrides", '{{"hidden_size": 7}}'], "hidden_size=7"),
         (["--output_dir", "{folder}"], "holds something that is no study of lengths"),
     ],
 )
@@ -104,5 +113,34 @@ def test_loss_by_length_refuses_a_folder_of_other_settings(by_length, tmp_path):
     by_length(tmp_path / "out", "--position", "none")
     with pytest.raises(SystemExit, match="was begun with --max_steps 2, not 3"):
         by_length(tmp_path / "out", "--position", "none", "--max_steps", 3)
+    with pytest.raises(SystemExit, match=r"was begun with --weight_decay 0.0, not 0.5"):
+        by_length(tmp_path / "out", "--position", "none", "--weight_decay", 0.5)
+    by_length(tmp_path / "out", "--position", "none", "--logging_steps", 1)
     with pytest.raises(SystemExit, match="was begun with --lengths, the longest 64, not 32"):
         by_length(tmp_path / "out", "--position", "none", "--lengths", 16, 32)
+
+
+def test_loss_by_length_goes_on_in_a_folder_of_which_only_the_settings_were_written(by_length, tmp_path):
+    by_length(tmp_path / "out", "--position", "none")
+    for path in (tmp_path / "out").iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "settings.json":
+            path.unlink()
+    (tmp_path / "out/.settings.json.1").write_text("{")  # a file that was being written
+    assert by_length(tmp_path / "out", "--position", "none")["runs"]["none"]["0"]["losses"]
+
+
+@pytest.mark.parametrize("name", ["settings.json", "seed-0/none/length.json"])
+def test_a_record_that_was_cut_off_is_named(by_length, tmp_path, name):
+    by_length(tmp_path / "out", "--position", "none")
+    path = tmp_path / "out" / name
+    path.write_text(path.read_text()[:9])
+    with pytest.raises(SystemExit, match=f"{path.name} is no JSON .*: restore it, or remove what it belongs to"):
+        by_length(tmp_path / "out", "--position", "none")
+
+
+def test_nothing_is_drawn_before_a_table_reaches_a_length(by_length, tmp_path):
+    results = by_length(tmp_path / "out", "--position", "learned", "none", "--lengths", 64)
+    assert results["runs"]["learned"]["0"]["losses"] == {"learned": {"64": None}}
+    assert (tmp_path / "out/loss_by_length.png").stat().st_size > 1000

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,25 @@ def test_long_documents_refuse(folder, by_documents, tmp_path, arguments, senten
     with pytest.raises(SystemExit, match=sentence):
         by_documents(tmp_path / "out", *(argument.format(folder=folder) for argument in arguments))
     assert not (tmp_path / "out").exists()
+
+
+def test_long_documents_keep_apart_what_was_measured_otherwise(by_documents, tmp_path):
+    short = ["--lengths", 16, "--max_steps", 1]
+    by_documents(tmp_path / "out", *short)
+    other = Path(shutil.copytree(tmp_path / "models", tmp_path / "others"))
+    for arguments, sentence in [
+        (["--models", other / "rotary"], "was begun with --models rotary .*/models/rotary, not .*/others/rotary"),
+        (["--label_column", "class"], "was begun with --label_column label, not class"),
+        (["--weight_decay", 0.5], "was begun with --weight_decay 0.0, not 0.5"),
+    ]:
+        with pytest.raises(SystemExit, match=sentence):
+            by_documents(tmp_path / "out", *short, *arguments)
+    more = Path(shutil.copytree(tmp_path / "models/rotary", tmp_path / "others/third"))
+    assert list(by_documents(tmp_path / "out", *short, "--models", more)["accuracy"]) == ["third"]
+    with pytest.raises(SystemExit, match="was begun with --models rotary"):
+        by_documents(tmp_path / "out", *short, "--models", other / "rotary")
+
+
+def test_long_documents_take_a_native_model(by_documents, bert, tmp_path):
+    results = by_documents(tmp_path / "out", "--lengths", 16, "--max_steps", 1, "--models", bert)
+    assert len(results["accuracy"]["bert"]["16"]) == 1

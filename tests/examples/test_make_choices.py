@@ -29,11 +29,14 @@ def test_made_choices_hold_the_next_passage_at_the_label(folder, tmp_path, monke
     ("arguments", "sentence"),
     [
         (["--words", "9999"], "The texts hold 0 passages of 9999 words; 5 are needed"),
+        (["--words", "5", "--train_file", "{tmp_path}/short.txt"], "No text holds two passages of 5 words"),
         (["--choices", "1"], "--choices 1, --words 40 and --rows 8000 must be 2, 1 and 8 or more"),
     ],
 )
 def test_make_choices_refuses(folder, tmp_path, monkeypatch, arguments, sentence):
     files = ["--train_file", folder / "books.txt", "--validation_file", folder / "books.txt"]
+    (tmp_path / "short.txt").write_text("\n".join(["one two three four five six"] * 9))
+    arguments = [argument.format(tmp_path=tmp_path) for argument in arguments]
     with pytest.raises(SystemExit, match=sentence):
         run_script(make_choices, monkeypatch, *files, "--output_dir", tmp_path / "made", *arguments)
     assert not (tmp_path / "made").exists()

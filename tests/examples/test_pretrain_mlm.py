@@ -2,7 +2,9 @@
 
 import json
 import math
+import shutil
 from functools import wraps
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +16,11 @@ from continuing import continued_config, load_checkpoint
 from hf_rope import HfRopeForMaskedLM
 from hf_rope.convert import convert
 from loading import load_files
-from scripts import load_complete, run_script
+from scripts import TINY, load_complete, run_script
 from stages import Stage, plan_stages, rows_in_order
 from text_rows import make_rows
+
+WIDER = {**TINY, "hidden_size": 64}
 
 
 def test_every_scheme_sees_the_same_batches_and_is_saved(pretrain, tmp_path, monkeypatch):
@@ -65,6 +69,77 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(pretrain, tmp_path):
     )
     for name, weight in whole.items():
         torch.testing.assert_close(parts[name], weight)
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over(pretrain, tmp_path):
+    pretrain(tmp_path, "--max_steps", 2)
+    cut = Path(shutil.copytree(tmp_path / "rotary/checkpoint-2", tmp_path / "rotary/checkpoint-3"))
+    for name in ("trainer_state.json", "optimizer.pt"):
+        (cut / name).unlink()
+    pretrain(tmp_path, "--resume")
+    assert not cut.exists()
+    history = json.loads((tmp_path / "rotary/log_history.json").read_text())
+    assert history[-1]["step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "sentence"),
+    [
+        (
+            ["--position", "rotary"],
+            ["--position", "rotary", "--config_overrides", json.dumps(WIDER)],
+            "_size=32, and would",
+        ),
+        (
+            ["--position", "learned"],
+            ["--position", "learned", "--block_size", 48],
+            "max_position_embeddings=32, and would go on with 48: give --resume the options of before",
+        ),
+    ],
+    ids=["size", "table"],
+)
+def test_a_run_is_resumed_with_the_weights_that_it_has(pretrain, tmp_path, before, after, sentence):
+    pretrain(tmp_path, *before, "--max_steps", 2)
+    with pytest.raises(SystemExit, match=sentence):
+        pretrain(tmp_path, *after, "--resume")
+
+
+def test_a_run_from_a_checkpoint_is_resumed(pretrain, tmp_path, checkpoint):
+    for options in (["--max_steps", 2], ["--resume", "--block_size", 48]):
+        pretrain(tmp_path, "--model", checkpoint, "--config_overrides", "{}", *options)
+    assert json.loads((tmp_path / "results.json").read_text())["rotary"]["validation_loss"] > 0
+
+
+def test_results_of_a_scheme_stay_whatever_becomes_of_the_next(pretrain, tmp_path, monkeypatch):
+    train = pretrain_mlm.pretrain
+
+    def fail(config, *arguments, **settings):
+        if config.position_embedding_type == "t5":
+            raise KeyboardInterrupt
+        return train(config, *arguments, **settings)
+
+    monkeypatch.setattr(pretrain_mlm, "pretrain", fail)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(tmp_path, "--position", "rotary", "t5", "--max_steps", 2)
+    first = json.loads((tmp_path / "results.json").read_text())
+    assert list(first) == ["rotary"]
+    monkeypatch.setattr(pretrain_mlm, "pretrain", train)
+    pretrain(tmp_path, "--position", "t5", "--max_steps", 2, "--resume")
+    second = json.loads((tmp_path / "results.json").read_text())
+    assert list(second) == ["rotary", "t5"]
+    assert second["rotary"] == first["rotary"]
+
+
+def test_a_loss_without_a_perplexity_is_written_as_one(pretrain, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain_mlm.Trainer, "evaluate", lambda self, **_: {"eval_loss": 800.0})
+    pretrain(tmp_path, "--eval_strategy", "no", "--max_steps", 1)
+    result = json.loads((tmp_path / "results.json").read_text())["rotary"]
+    assert (result["validation_loss"], result["perplexity"]) == (800, None)
+
+
+def test_a_training_that_diverged_ends_in_an_error(pretrain, tmp_path):
+    with pytest.raises(SystemExit, match=r"The loss after training is (nan|inf), so the model in .* is of no use"):
+        pretrain(tmp_path, "--learning_rate", "1e30", "--bf16", "False")
 
 
 def test_masks_depend_on_the_batch_alone(folder):
@@ -201,6 +276,23 @@ def test_unigram_loss_of_even_words_is_the_log_of_their_number(folder):
         (["--config_overrides", '{{"hidden_size": 30, "num_attention_heads": 4}}'], "hidden_size=30 is not a multiple"),
         (["--tokenizer", "{folder}/nowhere"], "No tokenizer can be loaded from"),
         (["--block_size", "100000"], "shorter than one block of 100000 tokens"),
+        (["--rope_thetas", "inf"], "--rope_thetas has inf; it must be above 0 and finite"),
+        (["--config_overrides", '{{"hidden_size": "x"}}'], "Validation error for field 'hidden_size': .* got str"),
+        (["--model", "{bert}", "--config_overrides", '{{"hidden_size": "x"}}'], "field 'hidden_size': .* got str"),
+        (["--validation_file", "{folder}/unknown.txt"], "The validation text holds no word that the tokenizer knows"),
+        (["--validation_file", "{folder}/words.jsonl"], "The column 'text' must hold strings, not lists"),
+        (["--block_size", "0"], "--block_size is 0; it must be 1 or more"),
+        (["--position", "rotary", "rotary"], "--position is rotary rotary: name each scheme once"),
+        (["--mlm_probability", "0"], "--mlm_probability is 0.0; it must be above 0, and 1 at most"),
+        (["--mlm_probability", "nan"], "--mlm_probability is nan; it must be above 0, and 1 at most"),
+        (["--learning_rate", "inf"], "--learning_rate is inf; it must be a finite number, 0 or more"),
+        (["--resume_from_checkpoint", "x"], "--resume_from_checkpoint x is not read here: --resume goes on from"),
+        (["--tokenizer", "{folder}/untokenized"], "untokenized': it has no file of one; save it there"),
+        (["--tokenizer", "{folder}/unpadded"], "unpadded' has no pad token, which batches need: set its pad_token"),
+        (
+            ["--position", "rotary", "learned", "--config_overrides", '{{"max_position_embeddings": 16}}'],
+            "max_position_embeddings=16 ends the positions of 'learned', and pieces of text have up to 32 tokens",
+        ),
         (["--output_dir", "{folder}"], "already holds something: --resume goes on with it"),
         (["--lengths", "16", "32", "--rope_thetas", "1", "2", "3"], "--lengths has 2 values, and there are 3 stages"),
         (["--lengths", "0"], "--lengths has 0; it must be above 0"),
@@ -220,7 +312,7 @@ def test_unigram_loss_of_even_words_is_the_log_of_their_number(folder):
         ),
     ],
 )
-def test_pretraining_refuses(folder, bert, pretrain, tmp_path, arguments, sentence):
+def test_pretraining_refuses(folder, bert, variants, pretrain, tmp_path, arguments, sentence):
     with pytest.raises(SystemExit, match=sentence):
         pretrain(tmp_path / "mlm", *(argument.format(folder=folder, bert=bert) for argument in arguments))
 
