@@ -174,15 +174,15 @@ def load(checkpoint: str | Path) -> tuple[HfRopeModel, PreTrainedTokenizerBase]:
 
 def require_scores(encoder: HfRopeModel) -> None:
     """Raises ValueError where attention has no scores before a softmax, or hides some of them."""
-    if encoder.config.is_decoder:
-        raise ValueError(
-            "is_decoder is True, and a decoder's tokens attend to those before them alone, which the terms do not know "
-            "of: inspect an encoder."
-        )
     if encoder.config.attention_type != "softmax":
         raise ValueError(
             f"attention_type={encoder.config.attention_type!r} has no scores to take apart: inspect a model with "
             "attention_type='softmax'."
+        )
+    if encoder.config.is_decoder:
+        raise ValueError(
+            "is_decoder is True, and a decoder's tokens attend to those before them alone, which the terms do not know "
+            "of: inspect an encoder."
         )
 
 

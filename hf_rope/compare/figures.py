@@ -1,11 +1,12 @@
 """The figures of a study, drawn from its summary alone."""
 
+import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -17,9 +18,10 @@ SHORT = 2
 """The digits of a score in a table that is drawn."""
 
 
-@rc_context({"text.parse_math": False})  # a dollar in a name of the study is a dollar
 def draw(summary: dict[str, Any], folder: Path) -> list[str]:
     """Writes the figures that the study has something to show in; returns the names of the files."""
+    # What stands between two dollars matplotlib takes for a formula, and here it is a name.
+    summary = json.loads(json.dumps(summary).replace("$", r"\\$"))
     study, figures = summary["study"], {}
     if not any(map(is_begun, summary["tasks"].values())):
         return []
