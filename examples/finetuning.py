@@ -99,10 +99,7 @@ def build_trainer(
     """The stock Trainer of a checkpoint with a new head, both seeded; without a collator, batches are padded."""
     set_seed(training.seed)
     loaded = load_pretrained(auto, model, **settings)
-    limit = longest_input(loaded)
-    longest = max(count_tokens(ids) for rows in encoded.values() for ids in rows["input_ids"])
-    if limit is not None and longest > limit:
-        raise SystemExit(f"{model!r} has positions for {limit} tokens, and an input has {longest}: lower --max_length.")
+    check_positions(model, loaded, max(count_tokens(ids) for rows in encoded.values() for ids in rows["input_ids"]))
     return Trainer(
         model=loaded,
         args=training,
@@ -114,8 +111,8 @@ def build_trainer(
     )
 
 
-def load_pretrained(auto: type, name: str, **settings: Any) -> PreTrainedModel:
-    """The checkpoint as a class of transformers' Auto classes, with a new head and these settings."""
+def load_pretrained(auto: type, name: str, **settings: Any) -> Any:
+    """The checkpoint, or its configuration, as a class of transformers' Auto classes, with these settings."""
     try:
         return auto.from_pretrained(name, **settings)
     except LOAD_ERRORS as error:
@@ -138,6 +135,13 @@ def longest_input(model: PreTrainedModel) -> int | None:
             # RoBERTa's positions begin after the padding's row
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
     return None
+
+
+def check_positions(name: str, model: PreTrainedModel, longest: int) -> None:
+    """Refuses inputs of up to `longest` tokens where a model's table of positions ends before."""
+    limit = longest_input(model)
+    if limit is not None and longest > limit:
+        raise SystemExit(f"{name!r} has positions for {limit} tokens, and inputs have {longest}: lower --max_length.")
 
 
 def check_max_length(tokenizer: PreTrainedTokenizerBase, max_length: int, pair: bool = False) -> None:

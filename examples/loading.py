@@ -43,6 +43,9 @@ def check_training(training: TrainingArguments, way_out: str = "give its folder 
     """Refuses options of TrainingArguments that no script here can follow."""
     if training.resume_from_checkpoint is not None:
         raise SystemExit(f"--resume_from_checkpoint {training.resume_from_checkpoint} is not read here: {way_out}.")
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(training, name) < 1:
+            raise SystemExit(f"--{name} is {getattr(training, name)}; it must be 1 or more.")
     if not 0 <= training.learning_rate < math.inf:
         raise SystemExit(f"--learning_rate is {training.learning_rate}; it must be a finite number, 0 or more.")
 

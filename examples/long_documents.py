@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from rich.console import Console
 from rich.markdown import Markdown
-from transformers import AutoModel, HfArgumentParser, TrainingArguments
+from transformers import AutoConfig, AutoModel, HfArgumentParser, TrainingArguments
 
 import hf_rope  # noqa: F401  (registers hf_rope with the Auto classes)
 from finetune_classification import finetune
@@ -53,7 +53,7 @@ def overrides_of(model: str, config_overrides: str | None) -> dict[str, Any]:
     """Keys of a model's configuration; by default the mean over all tokens, where a model knows that setting."""
     if config_overrides is not None:
         return parse_overrides(config_overrides)
-    return {"classifier_pooling": "mean"} if load_pretrained(AutoModel, model).config.model_type == "hf_rope" else {}
+    return {"classifier_pooling": "mean"} if load_pretrained(AutoConfig, model).model_type == "hf_rope" else {}
 
 
 def run(data: DataArguments, arguments: Arguments, training: TrainingArguments) -> dict[str, Any]:

@@ -254,6 +254,11 @@ def build_configs(arguments: Arguments, tokenizer: PreTrainedTokenizerBase, stag
             continued_config(arguments.model, scheme, length, overrides) for scheme in arguments.position or [None]
         ]
     for config in configs:
+        try:
+            with torch.device("meta"):
+                AutoModelForMaskedLM.from_config(config)
+        except ValueError as error:
+            raise SystemExit(f"{error}") from error
         if len(tokenizer) > config.vocab_size:
             raise SystemExit(
                 f"The tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size}: name with --tokenizer "

@@ -10,7 +10,6 @@ those before training. Writes a SentenceTransformer with `results.json`; it carr
 `trust_remote_code=True`.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +24,8 @@ from sentence_transformers.sentence_transformer.losses import CosineSimilarityLo
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import set_seed
 
-from finetuning import LOAD_ERRORS, check_max_length, load_splits, longest_input, parse, refusal, report
+from finetuning import LOAD_ERRORS, check_max_length, check_positions, load_splits, parse, refusal, report
+from hf_rope.text_files import write_json
 from loading import load_tokenizer, require_correlation, require_finite, require_numbers, require_text
 
 
@@ -47,9 +47,7 @@ def build(model: str, max_length: int) -> SentenceTransformer:
         encoder = Transformer(model, max_seq_length=max_length)
     except LOAD_ERRORS as error:
         raise refusal(model, error) from error
-    limit = longest_input(encoder.auto_model)
-    if limit is not None and max_length > limit:
-        raise SystemExit(f"{model!r} has positions for {limit} tokens, and --max_length is {max_length}: lower it.")
+    check_positions(model, encoder.auto_model, max_length)
     return SentenceTransformer(modules=[encoder, Pooling(encoder.get_embedding_dimension(), pooling_mode="mean")])
 
 
@@ -100,7 +98,7 @@ def train(
         split: correlations(model, rows) | {f"{name}_before": value for name, value in before[split].items()}
         for split, rows in held_out.items()
     }
-    (Path(training.output_dir) / "results.json").write_text(json.dumps(results, indent=2))
+    write_json(Path(training.output_dir) / "results.json", results)
     return results
 
 

@@ -7,6 +7,7 @@ import torch
 from transformers import DataCollatorForLanguageModeling
 
 NO_LABEL = -100
+"""Where nothing is asked for; the losses of transformers leave it out."""
 MOST_DRAWS = 100
 """Masks of a batch are drawn so often at most: it may hold nothing but special tokens."""
 

@@ -10,10 +10,10 @@ from transformers import PerceiverTokenizer
 
 from helpers import refused
 from hf_rope.compare.tasks import TASKS
-from hf_rope.compare.tasks.base import NO_LABEL
 from hf_rope.compare.tasks.labelled import Answers, Labelled
 from hf_rope.compare.tasks.language import BytesTask
 from hf_rope.compare.tasks.right_answer import RightAnswer
+from hf_rope.masking import NO_LABEL
 from studies import BYTES, write_rows
 
 ANSWERS = {kind: task for kind, task in TASKS.items() if issubclass(task, RightAnswer)}

@@ -13,7 +13,8 @@ from hf_rope import SCHEMES, HfRopeConfig
 from hf_rope.compare.cell import CELLS, read_result
 from hf_rope.compare.runner import STUDY
 from hf_rope.compare.tasks import TASKS
-from hf_rope.compare.tasks.base import NO_LABEL, seeded
+from hf_rope.compare.tasks.base import seeded
+from hf_rope.masking import NO_LABEL
 
 FOLDER = RESULTS / "right_answers"
 SETTINGS = json.loads((FOLDER / STUDY).read_text(encoding="utf-8"))["study"]["tasks"]

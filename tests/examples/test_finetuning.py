@@ -67,9 +67,10 @@ def test_a_folder_that_is_not_empty_is_refused(script, finetune, tmp_path):
         (["--model", "{untokenized}"], "No tokenizer can be loaded from .*: it has no file of one; save it there"),
         (["--model", "{unpadded}"], "has no pad token, which batches need: set its pad_token"),
         (["--model", "{cut}"], "cut' cannot be loaded: "),
-        (["--model", "{table}"], "table' has positions for 16 tokens, and (an input has|--max_length is) .*: lower"),
+        (["--model", "{table}"], "table' has positions for 16 tokens, and inputs have .*: lower --max_length"),
+        (["--per_device_eval_batch_size", "0"], "--per_device_eval_batch_size is 0; it must be 1 or more"),
     ],
-    ids=["resume", "rate", "length", "no tokenizer", "no pad token", "weights", "table"],
+    ids=["resume", "rate", "length", "no tokenizer", "no pad token", "weights", "table", "batch"],
 )
 def test_what_cannot_be_trained_is_refused_by_all(script, finetune, variants, tmp_path, arguments, sentence):
     with pytest.raises(SystemExit, match=sentence):

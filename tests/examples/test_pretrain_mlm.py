@@ -285,6 +285,8 @@ def test_unigram_loss_of_even_words_is_the_log_of_their_number(folder):
         (["--position", "rotary", "rotary"], "--position is rotary rotary: name each scheme once"),
         (["--mlm_probability", "0"], "--mlm_probability is 0.0; it must be above 0, and 1 at most"),
         (["--mlm_probability", "nan"], "--mlm_probability is nan; it must be above 0, and 1 at most"),
+        (["--config_overrides", '{{"is_decoder": true}}'], "is_decoder=True sees no token after its own"),
+        (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps is 0; it must be 1 or more"),
         (["--learning_rate", "inf"], "--learning_rate is inf; it must be a finite number, 0 or more"),
         (["--resume_from_checkpoint", "x"], "--resume_from_checkpoint x is not read here: --resume goes on from"),
         (["--tokenizer", "{folder}/untokenized"], "untokenized': it has no file of one; save it there"),

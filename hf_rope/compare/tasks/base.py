@@ -11,8 +11,6 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 Example = dict[str, torch.Tensor]
-NO_LABEL = -100
-"""Where nothing is asked for; the losses of transformers leave it out."""
 
 
 class Examples(Dataset):

@@ -16,8 +16,9 @@ from transformers import (
     default_data_collator,
 )
 
+from ...masking import NO_LABEL
 from ...text_files import read_rows
-from .base import NO_LABEL, Example, Examples, epochs
+from .base import Example, Examples, epochs
 from .byte_files import ByteFiles
 
 Row = dict[str, Any]

@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from ... import text_files
-from ...masking import BatchSeededMasking
-from .base import NO_LABEL, Example, Examples, epochs
+from ...masking import NO_LABEL, BatchSeededMasking
+from .base import Example, Examples, epochs
 from .byte_files import ByteFiles
 
 

@@ -11,7 +11,8 @@ import torch
 from huggingface_hub.dataclasses import strict
 from transformers import AutoModelForTokenClassification, default_data_collator
 
-from .base import NO_LABEL, Example, Examples, Task, seeded
+from ...masking import NO_LABEL
+from .base import Example, Examples, Task, seeded
 
 HELD_OUT = 2**31
 """What stands in a seed's place where evaluation examples are drawn; no seed of a study is so large."""
