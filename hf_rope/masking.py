@@ -1,6 +1,7 @@
 """BatchSeededMasking: masked-LM batches whose masks follow from the batch itself, of packed rows too."""
 
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ class BatchSeededMasking(DataCollatorForLanguageModeling):
     """
 
     def torch_call(self, examples: list[Any]) -> dict[str, torch.Tensor]:
+        examples = [example if isinstance(example, Mapping) else {"input_ids": example} for example in examples]
         ids = torch.cat([torch.as_tensor(example["input_ids"]) for example in examples])
         self.generator = torch.Generator().manual_seed(zlib.crc32(ids.numpy().tobytes()))
         batch = super().torch_call(

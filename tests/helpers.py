@@ -1,5 +1,6 @@
 """Tiny models, and the cases that every property test runs over."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from itertools import product
@@ -53,6 +54,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fire-narrow": {"position_options": {"width": 5, "threshold": 3}},
     "rotary-halves": {"position_options": {"pairing": "halves"}},
     "rotary-value": {"position_options": {"rotary_value": True}},
+    "rotary-value-yarn": {
+        "position_options": {"rotary_value": True},
+        "rope_parameters": {"rope_type": "yarn", "factor": 4.0},
+    },
     "rotary-halves-value": {"position_options": {"rotary_value": True, "pairing": "halves"}},
     "rotary-partial": {"rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.5}},
     "rotary-linear": {"rope_parameters": {"rope_type": "linear", "factor": 4.0}},
@@ -145,8 +150,17 @@ def tiny_model(case: str, model_class=HfRopeModel, **changes):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             center = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            if parameter.numel() == 1:  # such as a length, from which on a scheme computes in another way
+                center = float(parameter)
             parameter.copy_(center + 0.3 * torch.randn_like(parameter))
     return model
+
+
+def set_reads(patch: pytest.MonkeyPatch, free: bool) -> None:
+    """Makes reading values free or not for all of the model, as on a CPU or on an accelerator."""
+    for name, module in [*sys.modules.items()]:
+        if name.startswith("hf_rope.model.") and hasattr(module, "reads_are_free"):
+            patch.setattr(module, "reads_are_free", lambda x: free)
 
 
 def token_ids(*shape: int, seed: int = 0) -> torch.Tensor:

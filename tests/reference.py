@@ -171,8 +171,11 @@ def fire_score(p, layer, head, i, j, q, k, n):
     return content(q, k) + sum(out * max(0, weight * x + bias) for weight, bias, out in units)
 
 
-def rotary_turn(p, x, i, n):
-    """(x_{2t} + i x_{2t+1}) e^{i m th_t}, on the pairs and the part of the head that the settings name."""
+def rotary_turn(p, x, i, n, scaled=False):
+    """(x_{2t} + i x_{2t+1}) e^{i m th_t}, on the pairs and the part of the head that the settings name.
+
+    `scaled`: times the scaling's factor, as the queries and keys of a softmax are.
+    """
     rope = p.config.rope_parameters
     size = len(x) if rope["rope_type"] == "proportional" else int(len(x) * rope.get("partial_rotary_factor", 1.0))
     if rope["rope_type"] == "default":
@@ -182,13 +185,13 @@ def rotary_turn(p, x, i, n):
     out = x.clone()
     for t in range(size // 2):
         first, second = (t, t + size // 2) if p.options.pairing == "halves" else (2 * t, 2 * t + 1)
-        turned = complex(x[first], x[second]) * cmath.exp(1j * i * float(frequencies[t])) * factor
+        turned = complex(x[first], x[second]) * cmath.exp(1j * i * float(frequencies[t])) * (factor if scaled else 1)
         out[first], out[second] = turned.real, turned.imag
     return out
 
 
 def rotary_score(p, layer, head, i, j, q, k, n):
-    return content(rotary_turn(p, q, i, n), rotary_turn(p, k, j, n))
+    return content(rotary_turn(p, q, i, n, scaled=True), rotary_turn(p, k, j, n, scaled=True))
 
 
 def feature_map(attn, x):

@@ -239,6 +239,19 @@ def test_an_update_from_a_string_is_the_configuration_built_with_it(old, new):
     assert type(HfRopeModel(config).position) is SCHEMES[new]
 
 
+@pytest.mark.parametrize("sizes", [{}, {"hidden_size": 32, "num_attention_heads": 4}, {"embedding_size": 32}])
+def test_a_new_hidden_size_brings_no_projection_where_there_was_none(sizes, tmp_path):
+    config = HfRopeConfig(**sizes)
+    config.save_pretrained(tmp_path)
+    expected = sizes.get("embedding_size", 96)
+    assert AutoConfig.from_pretrained(tmp_path, hidden_size=96).embedding_size == expected
+    assert AutoConfig.from_pretrained(tmp_path, hidden_size=96, embedding_size=8).embedding_size == 8
+    config.update_from_string("hidden_size=96")
+    assert config.embedding_size == expected
+    config.update_from_string("hidden_size=48,embedding_size=24")
+    assert config.embedding_size == 24
+
+
 UPDATES = {
     "unknown scheme": ("position_embedding_type=rotery", ValueError, r"'rotery' is unknown; the nearest is 'rotary'"),
     "no pair": ("hidden_size", ValueError, r"'hidden_size' in 'vocab_size=7,hidden_size' is no pair: write key=value"),

@@ -1,7 +1,5 @@
 """A decoder of every scheme: what comes later is not seen, and a cache, padding, packing and batches change nothing."""
 
-import copy
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -68,11 +66,41 @@ def test_decoding_with_a_cache_equals_computing_all_tokens(case, implementation,
     model, (ids, mask) = with_attention(decoder(case, **room), implementation), padded_batch()
     with torch.no_grad():
         close(in_steps(model, ids, CHUNKS[chunks]), model(ids, use_cache=False).logits, case)
-        if case != "rotary-dynamic":
-            assert torch.equal(model(ids).logits, model(ids, past_key_values=None).logits)
         real = mask.bool()
         stepped = in_steps(model, ids, CHUNKS[chunks], mask)
         close(stepped[real], model(ids, mask, use_cache=False).logits[real], case)
+
+
+@over(case=CASES, implementation=["eager", "sdpa"], where=computes, quick=CASES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_decoder_computes_and_trains_under_autocast(case, implementation, dtype):
+    model, (ids, mask) = with_attention(decoder(case).float(), implementation), padded_batch()
+    for batch in ({}, {"attention_mask": mask}):
+        real = batch.get("attention_mask", torch.ones_like(ids)).bool()
+        exact = model(ids, **batch, use_cache=False).logits[real]
+        with torch.autocast("cpu", dtype):
+            rounded = model(ids, **batch, use_cache=False).logits[real]
+            stepped = in_steps(model, ids, CHUNKS["in pieces"], batch.get("attention_mask"))[real]
+        for found in (rounded, stepped):
+            assert (found - exact).norm() < 0.05 * exact.norm()
+        rounded.sum().backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@over(case=CASES, implementation=["eager", "sdpa"], where=computes, quick=CASES)
+def test_a_mask_of_pairs_alone_says_who_sees_whom(case, implementation):
+    """A triangle is what a decoder does without a mask; a prefix that sees itself is seen."""
+    model, ids = with_attention(decoder(case), implementation), token_ids(2, LENGTH)
+    if model.config.attention_type != "softmax":
+        return
+    triangle = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
+    prefix, changed = triangle.clone(), ids.clone()
+    prefix[:5, :5] = True
+    changed[:, 3] = ids[:, 3] % 98 + 1
+    with torch.no_grad():
+        close(model(ids, triangle[None, None], use_cache=False).logits, model(ids, use_cache=False).logits, case)
+        first = [model(x, prefix[None, None], use_cache=False).logits[:, 0] for x in (ids, changed)]
+    assert not torch.allclose(*first, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -436,12 +464,3 @@ def test_the_cache_goes_by_both_of_its_names(recwarn):
         torch.testing.assert_close(ways[0], model(ids).logits[:, 5:], rtol=0, atol=1e-5)
     assert torch.equal(*ways)
     assert any("`past_key_values` is deprecated" in str(one.message) for one in recwarn) is (CACHE == "cache")
-
-
-def test_a_copied_decoder_shares_no_cache():
-    model, ids = decoder("t5"), token_ids(1, 6)
-    with torch.no_grad():
-        first = model(ids)
-    other = copy.deepcopy(first.past_key_values)
-    ways = [model(ids[:, :1], past_key_values=cache).logits for cache in (other, first.past_key_values)]
-    assert torch.equal(*ways)

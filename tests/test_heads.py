@@ -9,6 +9,7 @@ from transformers import Trainer, TrainingArguments
 import hf_rope
 from heads import BATCH, CHOICES, HEADS, LABELS, LENGTH, LOSSES, some_tokens
 from helpers import SIZES, over, tiny_model, token_ids
+from hf_rope.model.modeling_hf_rope import mean_of_tokens
 
 LMS = ("masked-lm", "causal-lm")
 OWN_LAYERS = ("lm_head.", "classifier.", "qa_outputs.", "pooler.", "model.pooler.")
@@ -100,9 +101,13 @@ def test_loss_is_the_one_computed_by_hand(name):
 def test_tuples_hold_the_same_values_as_named_outputs(name):
     head = HEADS[name]
     model, inputs = head.build(), {**head.batch(), **head.labels}
-    plain = model(**inputs, return_dict=False)
-    assert type(plain) is tuple
-    close(plain, model(**inputs).to_tuple())
+    expected = model(**inputs).to_tuple()
+    asked = model(**inputs, return_dict=False)
+    model.config.return_dict = False
+    for plain in (asked, model(**inputs)):
+        assert type(plain) is tuple
+        close(plain, expected)
+    close(model(**inputs, return_dict=True).to_tuple(), expected)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -253,13 +258,15 @@ def test_factorised_embeddings(scheme, name):
     close(model(inputs_embeds=embeds, attention_mask=inputs["attention_mask"]).to_tuple(), output.to_tuple())
 
 
-@over(scheme=hf_rope.SCHEMES, pooling=["cls", "mean"], side=["left", "right"])
-def test_classifier_pools_real_tokens_wherever_the_padding_is(scheme, pooling, side):
-    model = HEADS["single-label"].build(scheme, classifier_pooling=pooling)
+@over(scheme=hf_rope.SCHEMES, name=["single-label", "multiple-choice"], pooling=["cls", "mean"], side=["left", "right"])
+def test_classifier_pools_real_tokens_wherever_the_padding_is(scheme, name, pooling, side):
+    model = HEADS[name].build(scheme, classifier_pooling=pooling)
     ids, padding = token_ids(1, 7), torch.zeros(1, 4, dtype=torch.long)
-    parts = (padding, ids) if side == "left" else (ids, padding)
-    padded = torch.cat(parts, 1)
-    alone, beside = model(ids), model(padded, attention_mask=(padded != 0).long())
+    padded = torch.cat((padding, ids) if side == "left" else (ids, padding), 1)
+    rows = [ids, padded]
+    if name == "multiple-choice":  # of one choice
+        rows = [x[:, None] for x in rows]
+    alone, beside = model(rows[0]), model(rows[1], attention_mask=(rows[1] != 0).long())
     close(beside.logits, alone.logits, atol=1e-5)
     states = model.model(ids).last_hidden_state
     by_hand = states[0].sum(0) / 7 if pooling == "mean" else (model.model.pooler.dense(states[0, 0])).tanh()
@@ -283,9 +290,8 @@ def test_classifier_dropout(name, dropout, expected):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_mean_of_many_tokens_is_finite_in_float16(masked):
-    model = tiny_model("none", hf_rope.HfRopeForSequenceClassification, classifier_pooling="mean")
     states = torch.full((1, 8000, 2), 12.0, dtype=torch.float16)
-    mean = model.mean(states, torch.ones(1, 8000) if masked else None)
+    mean = mean_of_tokens(states, torch.ones(1, 8000) if masked else None)
     assert mean.dtype == torch.float16
     assert mean.tolist() == [[12.0, 12.0]]
 

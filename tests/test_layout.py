@@ -1,17 +1,16 @@
 """The layout contract: how a batch is laid out is nobody's business. The fuzz draws many; these have names."""
 
 import copy
-import sys
 
 import pytest
 import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import DynamicCache
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import eager_mask
 
 from heads import HEADS, LOSSES, some_tokens
-from helpers import CASES, FEW, over, tiny_model, token_ids
+from helpers import CASES, FEW, over, set_reads, tiny_model, token_ids
 from hf_rope import SCHEMES, HfRopeForMaskedLM, HfRopeForQuestionAnswering, HfRopeModel
 from hf_rope.model.versions import CACHE
 
@@ -25,9 +24,7 @@ FREE = [scheme for scheme in SCHEMES if SCHEMES[scheme].score == "none"]
 @pytest.fixture
 def no_reads(monkeypatch):
     """Reads are not free, as on an accelerator."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("hf_rope.model.") and hasattr(module, "reads_are_free"):
-            monkeypatch.setattr(module, "reads_are_free", lambda x: False)
+    set_reads(monkeypatch, free=False)
 
 
 def rows_alone(model, inputs: dict[str, torch.Tensor]) -> list:
@@ -222,6 +219,7 @@ BATCHES = {
         "position_ids": torch.tensor([[*range(4), *range(5)], [*range(3)] * 3, [0, 0, 0, 0, *range(2), *range(3)]]),
     },
     "a mask of ones": {"attention_mask": torch.ones_like(MASK)},
+    "nothing is real": {"attention_mask": torch.zeros_like(MASK)},
     "full": {},
 }
 
@@ -248,7 +246,8 @@ def test_a_function_that_takes_bounds_is_called_once_a_layer(scheme, batch, is_d
         found = other(IDS, **BATCHES[batch], of_the_callers_own=7, **asked).last_hidden_state
         assert len(varlen.calls) == 2
         assert all(call["of_the_callers_own"] == 7 and call["attention_mask"] is None for call in varlen.calls)
-        assert all(call["shape"] == (1, 4, int(real.sum()), 8) for call in varlen.calls)
+        tokens = int(real.sum()) or real.numel()  # where nothing is real, nothing is left out
+        assert all(call["shape"] == (1, 4, tokens, 8) for call in varlen.calls)
         torch.testing.assert_close(found[real], expected[real], rtol=0, atol=2e-6)
         gradients = [
             torch.autograd.grad((x[real] ** 2).sum(), m.layers[0].attention.key.weight, retain_graph=True)[0]
@@ -299,15 +298,32 @@ def test_bounds_are_of_the_decoder_alone_and_not_of_the_states_that_it_attends_t
     assert [len(names) for names in seen] == [4, 0, 4, 0]
 
 
+def by_mask_alone(module, query, key, value, mask, scaling, position_bias=None, **kwargs):
+    """A user's function as the eager ones of transformers' models: what it is not told by the mask it does not do."""
+    scores = query @ key.mT * scaling
+    for term in (position_bias, mask):
+        scores = scores if term is None else scores + term
+    return (scores.softmax(-1) @ value).transpose(1, 2), None
+
+
 @pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if not SCHEMES[scheme].changes_values])
-def test_a_function_of_the_users_with_a_mask_of_its_own_gets_the_mask(scheme, no_reads):
+@pytest.mark.parametrize("is_decoder", [False, True])
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_function_of_the_users_with_a_mask_of_its_own_gets_the_mask(scheme, is_decoder, reads, monkeypatch):
     """And the scheme's term as `position_bias`."""
-    AttentionInterface.register("masked", lambda *args, **kwargs: AttentionInterface()["sdpa"](*args, **kwargs))
-    AttentionMaskInterface.register("masked", sdpa_mask)
-    model = tiny_model(scheme).double()
-    expected = model(IDS, MASK).last_hidden_state[REAL]
-    model.set_attn_implementation("masked")
-    close(model(IDS, MASK).last_hidden_state[REAL], expected, 1e-9)
+    AttentionInterface.register("masked", by_mask_alone)
+    AttentionMaskInterface.register("masked", eager_mask)
+    model = tiny_model(scheme, is_decoder=is_decoder, attn_implementation="eager").double()
+    other = copy.deepcopy(model)
+    other.set_attn_implementation("masked")
+    for batch in BATCHES.values():
+        real = batch.get("attention_mask", torch.ones_like(MASK)).bool()
+        for use_cache in [False, True] if is_decoder and "position_ids" not in batch else [False]:
+            expected = model(IDS, **batch, use_cache=use_cache).last_hidden_state[real]
+            with monkeypatch.context() as patch:
+                set_reads(patch, free=reads)
+                found = other(IDS, **batch, use_cache=use_cache).last_hidden_state[real]
+            close(found, expected, 1e-9)
 
 
 @pytest.mark.parametrize("scheme", ["t5", "rotary"])
@@ -321,23 +337,27 @@ def test_a_function_that_could_not_keep_padding_apart_is_refused(scheme, no_read
 
 
 @over(case=CASES)
-def test_an_accelerator_computes_every_kind_of_batch_alike(case, no_reads, request):
-    """Positions with gaps, of each row's own, packed; token by token what a CPU gives."""
+def test_an_accelerator_computes_every_kind_of_batch_alike(case, monkeypatch):
+    """Positions with gaps, of each row's own, packed; token by token what a CPU gives, and its gradients."""
     model = tiny_model(case).double()
     gaps = torch.tensor([[0, 2, 3, 9, 1, 12, 21, 30, 5]])
     batches = [
+        {"position_ids": torch.arange(30, 39)[None]},
         {"position_ids": gaps},
         {"position_ids": gaps + torch.tensor([[0], [3], [11]])},
         {"position_ids": gaps, "attention_mask": MASK},
         *BATCHES.values(),
     ]
-    with torch.no_grad():
-        here = [model(IDS, **batch).last_hidden_state for batch in batches]
-        request.getfixturevalue("monkeypatch").undo()
-        there = [model(IDS, **batch).last_hidden_state for batch in batches]
-    for batch, one, other in zip(batches, here, there, strict=True):
-        real = batch.get("attention_mask", torch.ones_like(MASK)).bool()
-        close(one[real], other[real], 1e-5)
+    found = []
+    for free in (False, True):
+        set_reads(monkeypatch, free)
+        for batch in batches:
+            real = batch.get("attention_mask", torch.ones_like(MASK)).bool()
+            out = model(IDS, **batch).last_hidden_state[real]
+            own = [*model.position.parameters(), *model.layers[0].parameters()]
+            found.append((out, torch.autograd.grad(out.square().sum(), own, allow_unused=True)))
+    for here, there in zip(found[: len(batches)], found[len(batches) :], strict=True):
+        close(here, there, 1e-5)
 
 
 def test_a_model_on_the_cpu_leaves_padding_out_and_an_accelerator_does_not(request):

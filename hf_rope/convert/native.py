@@ -126,7 +126,7 @@ def native_settings(config, head: str, family: str, report: Report) -> dict[str,
     """The settings of a family's configuration; refuses what it cannot say."""
     for key, value in zip(("feed_forward_type", "attention_bias", "mlp_bias"), BLOCKS[family], strict=True):
         refuse(config, key, f"{family} is made with {value!r}", unless=(value,))
-    if head == "ForSequenceClassification":
+    if head in POOLED:
         refuse(config, "classifier_pooling", f"{family} pools the first token", unless=("cls",))
     refuse(config, "scale_embedding", f"{family} does not multiply its embeddings", unless=(False,))
     if config.type_vocab_size == 0 and family != "Gte":

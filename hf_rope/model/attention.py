@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_torchdynamo_exporting, is_tracing
 
 from .device import reads_are_free
-from .layout import Group, is_full, is_observed, pad, unpad
+from .layout import Group, is_full, is_observed, own_function, pad, unpad
 from .position_base import Places, States
 from .positions import SCHEMES
 
@@ -27,7 +27,7 @@ class MultiHead(nn.Module):
         self.config, self.layer_idx, self.is_causal = config, layer_idx, False
         self.num_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
-        self.dropout = config.attention_probs_dropout_prob
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)  # read, as BERT's; attention functions drop
         size, bias = config.hidden_size, config.attention_bias
         self.query = nn.Linear(size, size, bias=bias)
         self.key = nn.Linear(size, size, bias=bias)
@@ -41,7 +41,7 @@ class MultiHead(nn.Module):
     def interface(self, query, key, value, *, mask, scaling: float, is_causal: bool, **kwargs) -> tuple[Any, Any]:
         """(B,H,Q,E), (B,H,K,E), (B,H,K,E) -> (B, Q, D), and the probabilities (B,H,Q,K) or None."""
         compute = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        dropout = self.dropout if self.training else 0.0
+        dropout = self.dropout.p if self.dropout.training else 0.0
         settings = {**kwargs, "dropout": dropout, "scaling": scaling, "is_causal": is_causal}
         out, probabilities = compute(self, query, key, value, mask, **settings)
         if is_torchdynamo_exporting():  # the strides of sdpa's output are others once ONNX has decomposed it
@@ -152,13 +152,13 @@ class HfRopeAttention(MultiHead):
         """`Compute`: softmax attention with the scheme's terms where it has them, masks after the term."""
         is_causal = self.is_causal and ahead
         if is_causal and mask is None and (term is not None or self.config._attn_implementation == "eager"):
-            shape, lowest = (query.shape[-2], key.shape[-2]), torch.finfo(query.dtype).min
+            shape = query.shape[-2], key.shape[-2]
             after = torch.ones(shape, dtype=torch.bool, device=query.device).triu(start + 1)
             is_causal = False
             if term is None:
-                mask = query.new_zeros(shape).masked_fill(after, lowest)
+                mask = query.new_zeros(shape).masked_fill(after, torch.finfo(query.dtype).min)
             else:
-                term = term.masked_fill(after, lowest)
+                term = term.masked_fill(after, torch.finfo(term.dtype).min)
         if term is not None:
             if self.config._attn_implementation == "sdpa" and mask is None:
                 # An additive mask as it is; transformers would first copy a position_bias. On an accelerator the term
@@ -236,7 +236,7 @@ def eager_attention(
     if mask is not None:
         scores = (scores + mask).clamp(min=torch.finfo(scores.dtype).min)
     probabilities = scores.softmax(-1).to(scores.dtype)  # autocast makes some kinds of it float32
-    probabilities = nn.functional.dropout(probabilities, dropout, attn.training)
+    probabilities = nn.functional.dropout(probabilities, dropout)
     out = probabilities @ value
     if value_term is not None:
         out = out + value_term(probabilities)
@@ -244,8 +244,8 @@ def eager_attention(
 
 
 def is_plain(config, x: torch.Tensor, attention_mask: torch.Tensor | None) -> bool:
-    """Whether causal attention without a cache needs no mask: nothing is padding, and the kernel is not flex's."""
-    if config._attn_implementation == "flex_attention" or is_tracing(x):
+    """Whether causal attention without a cache needs no mask: nothing is padding, and eager or sdpa computes it."""
+    if config._attn_implementation == "flex_attention" or own_function(config) is not None or is_tracing(x):
         return False
     if attention_mask is None:
         return True

@@ -158,6 +158,11 @@ def check_mask(mask: torch.Tensor, batch: int, length: int, cache) -> None:
             f"attention_mask holds {float(mask.min()):g}, as one that is added to scores does; of two dimensions it is "
             "1 at real tokens and 0 at padding."
         )
+    if mask.ndim == 4 and not mask.is_floating_point() and mask.dtype != torch.bool:
+        raise TypeError(
+            f"attention_mask has dtype {mask.dtype}; of four dimensions it must be bool, True where a query sees a key "
+            "(pass .bool()), or floats that are added to scores."
+        )
     keys = past + length if cache is None else cache.get_mask_sizes(length, 0)[0]
     fits = mask.ndim == 4 and all(x in (1, y) for x, y in zip(mask.shape[::2], (batch, length), strict=True))
     if mask.shape != (batch, past + length) and not (fits and mask.shape[3] == keys):
@@ -168,8 +173,13 @@ def check_mask(mask: torch.Tensor, batch: int, length: int, cache) -> None:
         )
 
 
-def check_decoding(config, cache, encoder_hidden_states, bounds: Mapping[str, Any]) -> None:
+def check_decoding(config, cache, encoder_hidden_states, bounds: Mapping[str, Any], is_causal: bool | None) -> None:
     """Refuses what only a decoder, or one with cross-attention, can read."""
+    if is_causal is not None and is_causal != config.is_decoder:
+        raise ValueError(
+            f"is_causal is {is_causal} and is_decoder is {config.is_decoder}, which says who sees later tokens: leave "
+            "is_causal out, or pass a 4-D attention_mask."
+        )
     if cache is not None and not config.is_decoder:
         raise ValueError(
             "A cache is given and is_decoder is False: an encoder keeps none; leave it out, or set is_decoder=True."

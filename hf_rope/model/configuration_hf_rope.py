@@ -352,10 +352,10 @@ class HfRopeConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """Builds from a saved dictionary, changed by the keywords and only then checked.
 
-        A keyword that changes the scheme, the attention or the feature map drops the old one's settings. Under the same
-        scheme, options left out keep their saved values; a new `rope_type` keeps the saved theta and
-        `partial_rotary_factor`. A model that was saved without `scale_embedding` was trained before there was one, and
-        has False.
+        A keyword that changes the scheme, the attention or the feature map drops the old one's settings, and an
+        `embedding_size` equal to `hidden_size` stays so where the latter changes. Under the same scheme, options left
+        out keep their saved values; a new `rope_type` keeps the saved theta and `partial_rotary_factor`. A model that
+        was saved without `scale_embedding` was trained before there was one, and has False.
         """
         own = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
         own |= {*ROPE_KEYS, "chunk_size_feed_forward"}
@@ -369,6 +369,9 @@ class HfRopeConfig(PreTrainedConfig):
             config_dict = {key: value for key, value in config_dict.items() if key not in settings}
         elif config_dict.get("architectures"):
             config_dict = {"scale_embedding": False, **config_dict}
+        size = config_dict.get("hidden_size", cls.hidden_size)
+        if "hidden_size" in changes and config_dict.get("embedding_size") == size:
+            changes.setdefault("embedding_size", None)
         drop: tuple[str, ...] = ()
         if changes.get("attention_type") not in (None, config_dict.get("attention_type", "softmax")):
             drop = LINEAR_KEYS
@@ -387,7 +390,7 @@ class HfRopeConfig(PreTrainedConfig):
     def update_from_string(self, update_str: str) -> None:
         """As transformers' own ("position_embedding_type=shaw,hidden_size=64"), checked as a whole, then taken over.
 
-        A changed scheme drops the old scheme's settings, and an `embedding_size` equal to `hidden_size` stays so.
+        Settings that hang on others change with them, as in `from_dict`.
 
         Raises:
             ValueError, TypeError: a part that is no pair, an unknown key, or a value that does not fit.
@@ -402,8 +405,6 @@ class HfRopeConfig(PreTrainedConfig):
                 raise type(error)(f"{part!r} cannot be taken over: {error}.") from None
             key = part.split("=")[0]
             changes[key] = getattr(changed, key)
-        if self.embedding_size == self.hidden_size:
-            changes.setdefault("embedding_size", None)
         vars(self).update(vars(type(self).from_dict(self.to_dict(), **changes)))
 
 

@@ -15,6 +15,7 @@ A full batch is dense everywhere. Shapes: B batch, L length, D hidden size, T re
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -115,12 +116,14 @@ def pad(x: torch.Tensor, tokens: torch.Tensor | None, batch: int, length: int) -
 def is_observed(module: nn.Module) -> bool:
     """Whether somebody looks on: a hook on the module or in it that is neither transformers' own nor torch's (FSDP2).
 
-    Hooks, such as those of Opacus, Captum and people's own, expect the batch as it came.
+    Hooks, such as those of Opacus, Captum and people's own, expect the batch as it came; a hook on all modules too.
     """
+    kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    of_modules = (getattr(part, f"_{kind}") for part in module.modules() for kind in kinds)
+    of_all = (getattr(nn.modules.module, f"_global_{kind}") for kind in kinds)
     return any(
         not (getattr(hook, "__module__", None) or "").startswith(("transformers.", "torch."))
-        for part in module.modules()
-        for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+        for hooks in chain(of_all, of_modules)
         for hook in hooks.values()
     )
 
@@ -204,7 +207,8 @@ def lay_out(
     if cache is None and segments is None and not reads_are_free(x):
         scheme.require_length(length)
     places = place(scheme, position_ids, padding_mask, cache, length, x.device)._replace(segments=segments)
-
+    if square and config.is_decoder:  # whose consecutive positions say that no token sees a later one
+        places = places._replace(consecutive=False)
     if attention.keeps_sums:
         places = places._replace(keys=places.queries)
     told = not is_tracing(x) and cache is None and takes_bounds(config, scheme)
@@ -213,7 +217,9 @@ def lay_out(
     alone = alone and cache is None and not square
     if told and alone and (own_function(config) is not None or padding_mask is not None or segments is not None):
         return with_bounds(x, places, padding_mask, segments, keep_dense())
-    if alone and config.unpad_inputs and reads_are_free(x) and config._attn_implementation != "flex_attention":
+    # A decoder's sequences need a triangle each, which a user's function is given as a mask.
+    masked = config._attn_implementation == "flex_attention" or (config.is_decoder and own_function(config) is not None)
+    if alone and config.unpad_inputs and reads_are_free(x) and not masked:
         some = padding_mask is not None and bool(padding_mask.any()) and not bool(padding_mask.all())
         if (some or segments is not None) and not keep_dense():
             return in_groups(x, places, padding_mask)
@@ -256,7 +262,7 @@ def in_groups(x: torch.Tensor, places: Places, padding_mask: torch.Tensor | None
     For rows of 2, 3 and 2 real tokens a b _, c d e, _ f g, `tokens` is a b f g c d e: two sequences of 2, one of 3.
     """
     batch, length = x.shape[:2]
-    real = torch.ones(batch, length, dtype=torch.bool) if padding_mask is None else padding_mask
+    real = x.new_ones(batch, length, dtype=torch.bool) if padding_mask is None else padding_mask
     tokens = real.flatten().nonzero()[:, 0]
     numbers = sequence_numbers(batch, length, places.segments, x.device).flatten()[tokens]
     _, sequence, lengths = numbers.unique_consecutive(return_inverse=True, return_counts=True)

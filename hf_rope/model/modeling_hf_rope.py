@@ -444,7 +444,7 @@ class HfRopeModel(HfRopePreTrainedModel):
         """Batch size and length; refuses what does not fit or go together, and warns of what nothing reads."""
         if own_function(self.config) is None:
             warn_unread(kwargs, ForwardKwargs.__annotations__)
-        check_decoding(self.config, inputs["cache"], encoder_hidden_states, bounds)
+        check_decoding(self.config, inputs["cache"], encoder_hidden_states, bounds, kwargs.get("is_causal"))
         check_attentions(self.config, kwargs)
         if inputs["cache"] is not None and self.gradient_checkpointing and self.training:
             raise ValueError(
@@ -539,6 +539,7 @@ class HfRopeForMaskedLM(HfRopeLM):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            return_dict=True,
             **kwargs,
         )
         check_labels(labels, outputs.last_hidden_state.shape[:2], self.config.vocab_size)
@@ -606,6 +607,7 @@ class HfRopeForCausalLM(HfRopeLM, GenerationMixin):
             encoder_attention_mask=encoder_attention_mask,
             cache=cache,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         x = outputs.last_hidden_state
@@ -659,6 +661,15 @@ def classifier_dropout(config) -> nn.Dropout:
     return nn.Dropout(config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout)
 
 
+def mean_of_tokens(x: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """(B, L, D) -> (B, D): the mean of the real tokens."""
+    if attention_mask is None or attention_mask.ndim != 2:
+        return x.mean(1)
+    precision = torch.promote_types(x.dtype, torch.float32)  # in float16 a sum of thousands is infinite
+    weights = attention_mask.bool()[..., None].to(x.device, precision)
+    return ((x * weights).sum(1) / weights.sum(1).clamp(min=1)).to(x.dtype)
+
+
 class HfRopeForSequenceClassification(HfRopePreTrainedModel):
     """The encoder with a classifier on the pooled sequence: single label, multi label or regression."""
 
@@ -689,11 +700,12 @@ class HfRopeForSequenceClassification(HfRopePreTrainedModel):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            return_dict=True,
             **kwargs,
         )
         pooled = outputs.pooler_output
         if pooled is None:
-            pooled = self.mean(outputs.last_hidden_state, attention_mask)
+            pooled = mean_of_tokens(outputs.last_hidden_state, attention_mask)
         logits = self.classifier(self.dropout(pooled))
         loss = None
         if labels is not None:
@@ -706,15 +718,6 @@ class HfRopeForSequenceClassification(HfRopePreTrainedModel):
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
-
-    @staticmethod
-    def mean(x: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """(B, L, D) -> (B, D): the mean of the real tokens."""
-        if attention_mask is None or attention_mask.ndim != 2:
-            return x.mean(1)
-        precision = torch.promote_types(x.dtype, torch.float32)  # in float16 a sum of thousands is infinite
-        weights = attention_mask.bool()[..., None].to(x.device, precision)
-        return ((x * weights).sum(1) / weights.sum(1).clamp(min=1)).to(x.dtype)
 
 
 class HfRopeForTokenClassification(HfRopePreTrainedModel):
@@ -745,6 +748,7 @@ class HfRopeForTokenClassification(HfRopePreTrainedModel):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            return_dict=True,
             **kwargs,
         )
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
@@ -788,6 +792,7 @@ class HfRopeForQuestionAnswering(HfRopePreTrainedModel):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            return_dict=True,
             **kwargs,
         )
         logits = self.qa_outputs(outputs.last_hidden_state)
@@ -827,7 +832,7 @@ class HfRopeForMultipleChoice(HfRopePreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        self.model = HfRopeModel(config)
+        self.model = HfRopeModel(config, add_pooling_layer=config.classifier_pooling == "cls")
         self.dropout = classifier_dropout(config)
         self.classifier = nn.Linear(config.hidden_size, 1)
         self.post_init()
@@ -853,8 +858,11 @@ class HfRopeForMultipleChoice(HfRopePreTrainedModel):
         }
         choices = check_choices(input_ids, inputs_embeds)
         flat = {key: None if x is None else x.flatten(0, 1) for key, x in inputs.items()}
-        outputs = self.model(**flat, **kwargs)
-        logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, choices)
+        outputs = self.model(**flat, return_dict=True, **kwargs)
+        pooled = outputs.pooler_output
+        if pooled is None:
+            pooled = mean_of_tokens(outputs.last_hidden_state, flat["attention_mask"])
+        logits = self.classifier(self.dropout(pooled)).view(-1, choices)
         check_labels(labels, logits.shape[:1], choices)
         return MultipleChoiceModelOutput(
             loss=None if labels is None else F.cross_entropy(logits, labels.to(logits.device)),

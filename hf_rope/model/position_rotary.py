@@ -78,22 +78,31 @@ class RotaryPosition(PositionScheme):
         return self.config.rope_parameters["rope_type"] not in ("dynamic", "longrope")
 
     def share(self, everywhere, dtype):
-        """The queries' rotations, then the keys': complex (B or 1, 1, L, d/2), or cosines and sines under tracing."""
-        query = self.rotations(everywhere.queries, dtype, everywhere.segments)
-        if everywhere.keys is everywhere.queries:
-            return query + query
-        return query + self.rotations(everywhere.keys, dtype, everywhere.segments)
+        """The rotations of queries, keys and, where they turn, values: complex (B or 1, 1, L, d/2), a tensor each.
+
+        Under tracing cosines and sines, two tensors each. Queries and keys are also multiplied by the factor of some
+        scalings, which is the temperature of a softmax: linear attention has none, and values are of no score.
+        """
+        query, factor = self.rotations(everywhere.queries, dtype, everywhere.segments)
+        key = query
+        if everywhere.keys is not everywhere.queries:
+            key, _ = self.rotations(everywhere.keys, dtype, everywhere.segments)
+        value = key if self.options.rotary_value else ()
+        if factor != 1.0 and self.config.attention_type == "softmax":
+            query, key = (tuple(x * factor for x in turns) for turns in (query, key))
+        return query + key + value
 
     def rotations(
         self, positions: torch.Tensor, dtype: torch.dtype, segments: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, ...]:
+    ) -> tuple[tuple[torch.Tensor, ...], float]:
+        """The rotations of positions, of length 1, and the factor on queries and keys."""
         precision = torch.promote_types(dtype, torch.float32)
         frequencies, factor = self.frequencies(positions, precision, segments)
         angles = (positions[..., None].to(precision) * frequencies)[:, None]
         if is_tracing(positions):
-            return angles.cos() * factor, angles.sin() * factor
+            return (angles.cos(), angles.sin()), factor
         # Complex also because mixed precision, such as FSDP's, casts the floats that go to a layer, and not these.
-        return (torch.polar(torch.full_like(angles, factor), angles),)
+        return (torch.polar(torch.ones_like(angles), angles),), factor
 
     def frequencies(
         self, positions: torch.Tensor, precision: torch.dtype, segments: torch.Tensor | None = None
@@ -128,11 +137,10 @@ class LayerRotary(LayerPosition):
         self.halves, self.rotary_value = options.pairing == "halves", options.rotary_value
 
     def forward(self, query, key, value, shared, project, samples=1):
-        middle = len(shared) // 2
-        for_query, for_key = shared[:middle], shared[middle:]
+        each = len(shared) // (3 if self.rotary_value else 2)
         if self.rotary_value:
-            value = self.rotate(value, for_key)
-        return States(self.rotate(query, for_query), self.rotate(key, for_key), value)
+            value = self.rotate(value, shared[2 * each :])
+        return States(self.rotate(query, shared[:each]), self.rotate(key, shared[each : 2 * each]), value)
 
     def rotate(self, x: torch.Tensor, rotations: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """(B,H,L,E) -> (B,H,L,E): the first 2 * rotations.shape[-1] components rotated, the rest as they were."""

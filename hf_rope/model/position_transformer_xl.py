@@ -64,8 +64,9 @@ class LayerTransformerXL(ContentScore):
 
     def forward(self, query, key, value, shared, project, samples=1):
         weight = self.relative.unflatten(0, (self.num_heads, self.head_dim))  # (H, E, D)
-        asking = (query + self.position_bias[:, None]) * self.scaling()
-        query = query + self.content_bias[:, None]
+        # Of the query's dtype, which under autocast is not the parameters': a half score needs no float32 beside it.
+        content, position = (x[:, None].to(query.dtype) for x in (self.content_bias, self.position_bias))
+        asking, query = (query + position) * self.scaling(), query + content
         if len(shared) == 2:
             # With y = W_R^T (q_i + v), in halves that meet sines and cosines, the term is a sum over frequencies of
             # y_s sin((i-j)w) + y_c cos((i-j)w) = (y_s sin iw + y_c cos iw) cos jw + (y_c sin iw - y_s cos iw) sin jw.

@@ -53,6 +53,10 @@ VALUES = {
         *({"input_ids": IDS, "token_type_ids": IDS[:, 1:] * 0}, "token_type_ids has shape (2, 6)"),
         "the input's is (2, 7)",
     ),
+    "tokens that see no later one": (
+        *({"input_ids": IDS, "is_causal": True}, "is_causal is True and is_decoder is False"),
+        "leave is_causal out",
+    ),
     "a mask of scores": (
         *({"input_ids": IDS, "attention_mask": torch.zeros(2, 7).index_fill(1, torch.tensor([6]), -1e9)},),
         *("attention_mask holds -1e+09", "1 at real tokens and 0 at padding"),
@@ -68,6 +72,10 @@ TYPES = {
         "ids go to input_ids",
     ),
     "float positions": ({"input_ids": IDS, "position_ids": AT / 2}, "position_ids has dtype torch.float32", "whole"),
+    "a mask of pairs of whole numbers": (
+        {"input_ids": IDS, "attention_mask": torch.ones(2, 1, 7, 7, dtype=torch.long)},
+        *("attention_mask has dtype torch.int64", "it must be bool", "pass .bool()"),
+    ),
     "float types": ({"input_ids": IDS, "token_type_ids": IDS / 1}, "token_type_ids has dtype torch.float32", "whole"),
 }
 
