@@ -45,7 +45,7 @@ def test_a_card_has_the_scheme_its_options_and_its_paper(scheme):
         assert facts[key] == str(getattr(model.config, key))
     assert facts.get("position_options", "{}") == str(model.config.position_options)
     assert facts["parameters"] == f"{sum(p.numel() for p in model.parameters()):,}"
-    assert ("rope_parameters" in facts) == (scheme == "rotary")
+    assert ("rope_parameters" in facts) == SCHEMES[scheme].rotates
     assert set(source.data.tags) <= set(made.data.tags)
     assert "{{" not in made.text
     assert "{%" not in made.text

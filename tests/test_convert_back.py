@@ -34,10 +34,11 @@ def test_native_class_computes_what_hf_rope_does(case, head):
 
 
 ROTARY = ["rotary-yarn", "rotary-linear", "rotary-llama3"]
+BLOCKS = ["rotary-gated", *(["rotary-gated-biases"] if "gte" in SOURCES else [])]
 
 
 @over(
-    case=[*ROTARY, "rotary-gated", *(["rotary-gated-biases"] if "gte" in SOURCES else [])],
+    case=[*ROTARY, *BLOCKS],
     head=["Model", "ForMaskedLM", "ForTokenClassification"],
 )
 def test_native_classes_of_other_thetas_and_blocks_compute_what_hf_rope_does(case, head):
@@ -47,6 +48,28 @@ def test_native_classes_of_other_thetas_and_blocks_compute_what_hf_rope_does(cas
     assert type(theirs).__name__ == family + head
     assert not report.dropped
     assert_equal(theirs, ours, head=head)
+
+
+TRAINING = {
+    **{"hidden_dropout_prob": 0.11, "attention_probs_dropout_prob": 0.22, "classifier_dropout": 0.33},
+    **{"initializer_range": 0.05, "problem_type": "multi_label_classification", "chunk_size_feed_forward": 2},
+    **{"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}},
+}
+"""What decides how a model trains and what its labels are called, each with a value that no class has by default."""
+
+
+@pytest.mark.parametrize("case", ["learned", "rotary", "rotary-yarn", *BLOCKS])
+def test_what_decides_training_and_labels_goes_to_the_native_class_and_back(case):
+    activation = {"pooler_activation": "gelu"} if case == "rotary" else {}  # else it goes to Jina v3
+    ours = tiny_model(case, hf_rope.HfRopeForSequenceClassification, **TRAINING, **activation)
+    theirs, report = to_native(ours, return_report=True)
+    kept = dict(TRAINING)
+    if type(theirs).__name__.startswith("RoFormer"):  # which has no dropout of the classifier, and says so
+        kept.pop("classifier_dropout")
+        assert "Training differs" in " ".join(report.notes)
+    for found in (theirs.config, convert(theirs).config):
+        assert {key: getattr(found, key) for key in kept} == kept
+    assert theirs.num_labels == 3
 
 
 def test_a_classifier_of_tanh_goes_to_the_class_that_has_it():
@@ -60,6 +83,7 @@ CLASSIFIER = ("learned", "ForSequenceClassification")
 THETA = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
 NATIVE_REFUSALS = {
     "scheme": ("alibi", "Model", {}, "'alibi', which cannot be converted: only learned and rotary"),
+    "mean of choices": ("learned", "ForMultipleChoice", {"classifier_pooling": "mean"}, "classifier_pooling='mean'"),
     "mean": (*CLASSIFIER, {"classifier_pooling": "mean"}, "classifier_pooling='mean'.*Bert pools the first token"),
     "factorised": ("learned-factorised", "Model", {}, "embedding_size=20.*BERT's embeddings have hidden_size=32"),
     "pooler": ("learned", "Model", {"pooler_activation": "gelu"}, "pooler_activation='gelu'.*BERT's pooler has tanh"),

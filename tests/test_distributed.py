@@ -20,7 +20,7 @@ from transformers import AttentionInterface
 import distributed_run
 import hf_rope
 from heads import HEADS, Head
-from helpers import SIZES, over, tiny_model, token_ids
+from helpers import SIZES, over, set_reads, tiny_model, token_ids
 from hf_rope import SCHEMES, HfRopeForCausalLM
 from hf_rope.model import modeling_hf_rope
 from hf_rope.model.configuration_hf_rope import AUTO_MAP
@@ -142,9 +142,7 @@ def shapes(monkeypatch) -> list[torch.Size]:
 def choose_layout(layout: str, monkeypatch) -> dict[str, Any]:
     """The settings of a model; reads are made free for "groups", the layout of a CPU."""
     if layout == "groups":
-        for name, module in [*sys.modules.items()]:
-            if name.startswith("hf_rope.model.") and hasattr(module, "reads_are_free"):
-                monkeypatch.setattr(module, "reads_are_free", lambda x: True)
+        set_reads(monkeypatch, free=True)
     return {"attn_implementation": "by_bounds"} if layout == "bounds" else {}
 
 

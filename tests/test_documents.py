@@ -1,6 +1,7 @@
 """The documents agree with the code: cards, tables, blocks, commands and local links, and they build as a site."""
 
 import importlib
+import math
 import os
 import re
 import shlex
@@ -200,6 +201,24 @@ def test_table_of_starts_agrees_with_the_code(row):
             if "position." in key or part == "word_embeddings":
                 values = torch.cat([state[key].flatten() for state in states])  # some have a number a head
                 assert values.std().item() == pytest.approx(float(stated[part]), rel=0.15), key
+
+
+OF_OPTIONS = [
+    ("alibi", {"form": "learned"}, "slopes", -2, 1),
+    ("kerple", {"kernel": "power"}, "r2", 1, 2 / 12**0.5),
+    ("fire", {"threshold": 3}, "log_threshold", math.log(3), 0),
+]
+"""Mean and standard deviation of what begins otherwise, or is there only, under an option."""
+
+
+@pytest.mark.parametrize(("scheme", "options", "part", "mean", "spread"), OF_OPTIONS)
+def test_what_an_option_starts_with_is_its_sources(scheme, options, part, mean, spread):
+    torch.manual_seed(0)
+    sizes = {**SIZES, "hidden_size": 512, "num_attention_heads": 256, "num_hidden_layers": 1}
+    model = HfRopeModel(HfRopeConfig(**sizes, position_embedding_type=scheme, position_options=options))
+    values = model.position.get_parameter(part)
+    assert values.mean().item() == pytest.approx(mean, abs=0.2)
+    assert values.std(correction=0).item() == pytest.approx(spread, abs=0.1)
 
 
 @pytest.mark.parametrize(

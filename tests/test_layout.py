@@ -360,6 +360,14 @@ def test_an_accelerator_computes_every_kind_of_batch_alike(case, monkeypatch):
         close(here, there, 1e-5)
 
 
+def test_packed_rows_are_computed_where_they_are_whatever_the_default_device():
+    model, at = tiny_model("rotary"), torch.arange(9)[None] % 4
+    expected = model(IDS, position_ids=at).last_hidden_state
+    with torch.device("meta"):  # of nothing that is given
+        found = model(IDS, position_ids=at).last_hidden_state
+    assert torch.equal(found, expected)
+
+
 def test_a_model_on_the_cpu_leaves_padding_out_and_an_accelerator_does_not(request):
     model = HfRopeModel(tiny_model("rotary").config)
     assert not model(IDS, MASK).last_hidden_state[~REAL].any()

@@ -13,6 +13,12 @@ from opacus import PrivacyEngine
 from peft import LoraConfig, get_peft_model
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+    register_module_full_backward_hook,
+    register_module_full_backward_pre_hook,
+)
 from transformers import AutoModel
 from transformers.integrations.neftune import activate_neftune
 
@@ -72,6 +78,7 @@ def test_hooks_see_with_and_without_gradients_what_the_module_gave(case, padded)
     model, (ids, mask) = tiny_model(case), padded_batch()
     mask = mask if padded else torch.ones_like(mask)
     names = [name for name, module in model.named_modules() if name and not isinstance(module, torch.nn.ModuleList)]
+    names = [name for name in names if not name.endswith("attention.dropout")]  # attention functions read it
     seen = []
     for with_gradients in (True, False):
         hooks, outputs = [], {}
@@ -103,15 +110,54 @@ def copied(output) -> list[torch.Tensor]:
     return []
 
 
-def test_transformers_own_hooks_do_not_count_as_an_onlooker():
+ONLOOKERS = {
+    "forward": lambda module: module.register_forward_hook(lambda *args: None),
+    "before": lambda module: module.register_forward_pre_hook(lambda *args: None),
+    "backward": lambda module: module.register_full_backward_hook(lambda *args: None),
+    "before backward": lambda module: module.register_full_backward_pre_hook(lambda *args: None),
+    "on all": lambda module: register_module_forward_hook(lambda *args: None),
+    "before all": lambda module: register_module_forward_pre_hook(lambda *args: None),
+    "backward of all": lambda module: register_module_full_backward_hook(lambda *args: None),
+    "before backward of all": lambda module: register_module_full_backward_pre_hook(lambda *args: None),
+}
+
+
+@pytest.mark.parametrize("way", ONLOOKERS)
+def test_transformers_own_hooks_do_not_count_as_an_onlooker_and_others_do(way):
     """They stay on the layers for good once hidden states were asked for."""
-    model, (ids, mask) = tiny_model("rotary"), padded_batch()
+    model, (ids, mask) = tiny_model("rotary", HfRopeForMaskedLM).train(), padded_batch()
+    labels = ids.masked_fill(mask == 0, -100)
     model(ids, mask, output_hidden_states=True)
-    assert any(layer._forward_hooks for layer in model.layers)
-    assert not is_observed(model.layers)
-    assert not model(ids, mask).last_hidden_state[mask == 0].any()
-    model.layers[1].output.register_forward_pre_hook(lambda module, args: None)
-    assert is_observed(model.layers)
+    layers = model.model.layers
+    assert any(layer._forward_hooks for layer in layers)
+    assert not is_observed(layers)
+    assert not model.model(ids, mask).last_hidden_state[mask == 0].any()
+    assert model(ids, mask, labels=labels).logits is None
+    for module, part in ((layers[1].output, layers), (model.lm_head.dense, model.lm_head)):
+        hook = ONLOOKERS[way](module)
+        assert is_observed(part)
+        output = model(ids, mask, labels=labels)
+        assert (output.logits is None) == (part is layers and "all" not in way)
+        hook.remove()
+        assert not is_observed(part)
+
+
+def test_what_a_hook_on_all_modules_keeps_stays_as_it_was():
+    """The activation writes over its input only where nobody has it."""
+    model, ids = tiny_model("rotary"), token_ids(2, 9)
+    kept, expected = [], []
+    layer = model.layers[0]
+
+    def keep(module, args, output):
+        if module is layer.intermediate:
+            kept.append(output)
+            expected.append(output.clone())
+
+    hook = register_module_forward_hook(keep)
+    with torch.no_grad():
+        model(ids)
+    hook.remove()
+    assert torch.equal(kept[0], expected[0])
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

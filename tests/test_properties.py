@@ -182,6 +182,9 @@ def test_four_dimensional_masks_boolean_or_additive_are_the_padding_mask(case, i
         for square in (allowed, added):
             out = model(ids, square, position_ids=at).last_hidden_state[mask.bool()]
             torch.testing.assert_close(out, expected, rtol=0, atol=1e-9)
+        if implementation == "eager":  # a query without any key
+            added[:, :, 3] = -torch.inf
+            assert model(ids, added, position_ids=at).last_hidden_state.isfinite().all()
 
 
 @over(scheme=SCHEMES, dense=[False, True])
@@ -264,15 +267,49 @@ def test_dropout_of_attention_zeroes_its_share_and_scales_the_rest(scheme):
     assert kept.float().mean().item() == pytest.approx(0.75, abs=0.05)
 
 
+@over(scheme=SCHEMES, where=lambda scheme: "sdpa" in implementations(scheme))
+def test_sdpa_is_told_the_dropout_that_the_modules_have(scheme, monkeypatch):
+    """In training; and where somebody turns the modules on or off, as estimates of uncertainty do."""
+    told, compute = [], F.scaled_dot_product_attention
+
+    def kernel(*args, dropout_p=0.0, **kwargs):
+        told.append(dropout_p)
+        return compute(*args, dropout_p=dropout_p, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", kernel)
+    model = tiny_model(scheme, attn_implementation="sdpa", attention_probs_dropout_prob=0.25, num_hidden_layers=1)
+    dropouts = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    for training, of_modules in ((True, True), (False, False), (False, True), (True, False)):
+        model.train(training)
+        for module in dropouts:
+            module.train(of_modules)
+        model(token_ids(4, LENGTH))
+    assert told == [0.25, 0.0, 0.25, 0.0]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_where_every_probability_is_dropped_no_token_gets_anything(scheme):
+    """Neither of the values nor of what a scheme adds to them."""
+    model, seen = tiny_model(scheme, attn_implementation="eager", attention_probs_dropout_prob=1.0).train(), []
+    for layer in model.layers:
+        layer.attention.output.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    model(token_ids(4, LENGTH))
+    assert len(seen) == len(model.layers)
+    assert not any(x.any() for x in seen)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_dropout_of_hidden_states_comes_after_the_embeddings_and_twice_a_layer(scheme):
-    model, seen = tiny_model(scheme, hidden_dropout_prob=0.25).train(), []
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Dropout) and not name.startswith("position"):
-            module.register_forward_hook(lambda module, args, output: seen.append((output == 0).float().mean().item()))
-    model(token_ids(4, LENGTH))
-    assert len(seen) == 1 + 2 * model.config.num_hidden_layers
-    assert seen == pytest.approx([0.25] * len(seen), abs=0.05)
+    decodes = {"is_decoder": True, "add_cross_attention": True, "use_cache": False}
+    for settings, states, a_layer in (({}, {}, 2), (decodes, {"encoder_hidden_states": torch.randn(4, 5, 32)}, 3)):
+        model, seen = tiny_model(scheme, hidden_dropout_prob=0.25, **settings).train(), []
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Dropout) and not name.startswith("position"):
+                module.register_forward_hook(lambda module, args, output, seen=seen: seen.append(output == 0))
+        model(token_ids(4, LENGTH), **states)
+        shares = [dropped.float().mean().item() for dropped in seen]
+        assert len(shares) == 1 + a_layer * model.config.num_hidden_layers
+        assert shares == pytest.approx([0.25] * len(shares), abs=0.05)
 
 
 @over(case=CASES, dtype=[torch.bfloat16, torch.float16])

@@ -13,8 +13,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 from helpers import over, tiny_model, token_ids
 from hf_rope import SCHEMES, HfRopeModel
 from hf_rope.convert import convert
+from hf_rope.convert.checkpoint import read_tokenizer
 from hf_rope.folders import last_checkpoint
 from hf_rope.retrofit import Recipe, retrofit
+from hf_rope.retrofit.measure import measure
+from hf_rope.retrofit.retrofitting import EVALUATION_BATCHES, long_length
 from hf_rope.retrofit.start import keep_positions
 from hf_rope.retrofit.texts import PART, Batches, hold_out, read_texts
 from native_models import MASKED, WORDS, command, native, refused, save_with_tokenizer
@@ -82,10 +85,31 @@ def test_dropout_and_dtype_stay_as_they_were_and_nothing_is_dropped_in_training(
         def on_step_end(self, args, state, control, model=None, **kwargs):
             modes.append(model.training)
 
-    found = retrofit(folder, "alibi", [texts], tmp_path / "run", recipe=Recipe(**FEW_STEPS), callbacks=[Look()])
+    recipe = Recipe(**FEW_STEPS)
+    found = retrofit(folder, "alibi", [texts], tmp_path / "run", recipe=recipe, callbacks=[Look()])
     assert modes == [False] * 4
     assert found.model.config.hidden_dropout_prob == 0.5
     assert {parameter.dtype for parameter in found.model.parameters()} == {torch.bfloat16}
+    student, teacher, tokenizer = found.model.float(), convert(folder).float(), read_tokenizer(str(folder))
+    _, held = hold_out(read_texts([str(texts)]), recipe.seed)
+    batches = Batches(held, tokenizer, recipe, long_length(recipe, teacher, student), EVALUATION_BATCHES)
+    assert measure(student, teacher, batches, tokenizer) == found.after  # of the weights as they are saved
+
+
+def test_positions_are_trained_at_the_rates_that_their_scheme_recommends(encoder, texts, tmp_path):
+    found, recipe = [], Recipe(**{**FEW_STEPS, "steps": 1})
+
+    class Look(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+            rates = {
+                parameter: group["initial_lr"] for group in optimizer.param_groups for parameter in group["params"]
+            }
+            found.extend(rates[part.weight] for part in (model.embeddings.word_embeddings, model.position.bias))
+
+    retrofit(encoder, "t5", [texts], tmp_path, recipe=recipe, callbacks=[Look()])
+    times = SCHEMES["t5"].lr_multipliers["bias"]
+    assert times > 1
+    assert found == pytest.approx([recipe.learning_rate, times * recipe.learning_rate])
 
 
 class Stop(TrainerCallback):

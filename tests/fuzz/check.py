@@ -4,12 +4,12 @@ Shapes: B rows of the batch, L length, T real tokens of the batch.
 """
 
 import copy
-import sys
 from collections import defaultdict
 from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -19,6 +19,7 @@ from fuzz.alone import alone, by_choice, by_row, by_token, expected_loss, record
 from fuzz.batch import Batch, fill, lay
 from fuzz.draw import LABELLED, Draw
 from heads import CHOICES
+from helpers import set_reads
 from hf_rope.model import linear_attention, relative
 from hf_rope.model.versions import CACHE
 
@@ -48,9 +49,7 @@ def surroundings(draw: Draw) -> ExitStack:
     """Where a draw runs: on something like an accelerator, with few numbers at once."""
     stack = ExitStack()
     if not draw.reads:
-        for name, module in [*sys.modules.items()]:
-            if name.startswith("hf_rope.model.") and hasattr(module, "reads_are_free"):
-                stack.enter_context(mock.patch.object(module, "reads_are_free", return_value=False))
+        set_reads(stack.enter_context(pytest.MonkeyPatch.context()), free=False)
     if draw.few:
         stack.enter_context(mock.patch.object(relative, "SCORES_AT_ONCE", 1))
         stack.enter_context(mock.patch.object(relative, "rows_at_once", return_value=draw.few))
@@ -75,7 +74,7 @@ def run(draw: Draw, model, batch: Batch):
         torch._dynamo.reset()
         model = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
     output = model(**by_choice(draw, given, CHOICES))
-    if draw.hook in ("embeddings", "layers.0"):
+    if draw.hook in ("embeddings", "layers.0", "lm_head"):
         assert {*shapes} == {batch.real.shape}  # who looks on sees the batch as it came
     return output
 

@@ -45,6 +45,7 @@ OPTIONS = {
         one_of((0, 2), (0, 5), (0, 16), (4, 4), (4, 8), (8, 16), (256, 512)),
         DEBERTA,
     ),
+    "alibi": some(form=one_of("symmetric", "one_sided", "learned")),
     "kerple": some(kernel=one_of("log", "power")),
     "fire": some(width=one_of(1, 8, 32), threshold=one_of(1, 5, 100)),
     "rotary": some(pairing=one_of("interleaved", "halves"), rotary_value=st.booleans()),

@@ -6,7 +6,7 @@ from transformers import AttentionInterface, AutoModel
 from helpers import refused, tiny_config, tiny_model
 from hf_rope import SCHEMES, HfRopeModel
 
-KINDS = {"sdpa": "sdpa", "flex_attention": "flex_attention", "mine": None}
+KINDS = {"sdpa": "sdpa", "flex_attention": "flex_attention", "another": None}
 KINDS |= dict.fromkeys(("flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2"), "flash_attention")
 ALLOWED = {
     "shaw": ("eager",),
@@ -18,7 +18,7 @@ ALLOWED = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_attention_that_cannot_compute_the_scheme(scheme, kind, folders):
-    AttentionInterface.register("mine", AttentionInterface()["sdpa"])
+    AttentionInterface.register("another", AttentionInterface()["sdpa"])
     allowed = SCHEMES[scheme].attn_implementations(tiny_config(scheme))
     assert allowed == ALLOWED.get(scheme, allowed)
     ways = [

@@ -3,7 +3,8 @@
 import logging
 
 import pytest
-from transformers import AutoConfig
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig
+from transformers.masking_utils import sdpa_mask
 
 from heads import HEADS
 from helpers import tiny_config
@@ -37,6 +38,17 @@ def test_an_argument_that_nothing_reads_is_named(name, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         f"The forward has no argument {unread!r}, and nothing reads it: correct its name, or leave it out."
     ]
+
+
+def test_an_argument_for_a_function_of_the_users_is_its_own_affair(caplog):
+    AttentionInterface.register(
+        "reads", lambda *args, read=None, **kwargs: AttentionInterface()["sdpa"](*args, **kwargs)
+    )
+    AttentionMaskInterface.register("reads", sdpa_mask)
+    model = HEADS["encoder"].build(attn_implementation="reads")
+    with caplog.at_level(logging.WARNING):
+        model(**HEADS["encoder"].batch(), read=True)
+    assert not caplog.records
 
 
 BASE_KEYS = {
