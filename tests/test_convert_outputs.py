@@ -59,6 +59,27 @@ def test_every_target_tensor_is_copied_or_named_as_new(name):
     assert not report.needs_training
 
 
+OTHER_NAMES = {
+    "albert-groups": "classifier_dropout_prob",
+    "deberta": "cls_dropout",
+    "deberta-v3-absolute": "cls_dropout",
+}
+"""Of `classifier_dropout`."""
+WITHOUT = ("mpnet", "roformer-summary")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_dropouts_are_the_native_models(name):
+    own = {} if name in WITHOUT else {OTHER_NAMES.get(name, "classifier_dropout"): 0.33}
+    rates = {"hidden_dropout_prob": 0.11, "attention_probs_dropout_prob": 0.22, **own}
+    theirs = native(name, "ForSequenceClassification", **rates)
+    ours, modules = convert(theirs), dict(theirs.named_modules())
+    expected = modules.get("classifier.dropout") or modules["dropout"]
+    assert ours.dropout.p == expected.p == (0.33 if own else 0.11)
+    assert ours.config.hidden_dropout_prob == 0.11
+    assert ours.config.attention_probs_dropout_prob == 0.22
+
+
 TRAINED = ["bert", "roberta", "electra", "mpnet", "deberta-v3-absolute", "roformer-summary", "jina-v3", "nomic", "gte"]
 
 
