@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from .cli_options import PositionOptions, read_position_options
-from .convert.checkpoint import read_tokenizer, sentence_transformer_files, use_own_encoder
+from .convert.checkpoint import read_config, read_tokenizer, sentence_transformer_files, use_own_encoder
+from .convert.sources import SOURCES
 from .folders import check_free, new_folder, save_beside
 from .retrofit import Recipe
 from .retrofit import retrofit as retrofit_checkpoint
@@ -53,12 +54,13 @@ def retrofit(
     settings = {name: value for name, value in locals().items() if name in Recipe.__dataclass_fields__}
     recipe = Recipe(**settings)
     options = read_position_options(position_options)
+    read_config(source, SOURCES)
+    others = sentence_transformer_files(source)  # refused now, and not after the training
     found = retrofit_checkpoint(
         source, position, texts, checkpoints, options, recipe=recipe, resume=resume, progress=True
     )
     tokenizer = read_tokenizer(source)
     card = found.card(target.name, tokenizer)
-    others = sentence_transformer_files(source)
     with new_folder(target) as folder:
         found.model.save_pretrained(folder)
         save_beside(folder, tokenizer, others)

@@ -20,6 +20,20 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path} is no text in UTF-8 ({error}): save it as such.") from None
 
 
+def read_lines(path: Path) -> Iterator[str]:
+    """A text file's lines, one after the other, so that it may be larger than the memory.
+
+    Raises:
+        ValueError: it is not in UTF-8.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                yield line.rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}): save it as such.") from None
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds.
 
@@ -58,7 +72,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """As `read_rows`, each with the number of its line."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if line.strip():
             try:
                 row = json.loads(line)

@@ -10,12 +10,12 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer import modules
 
 import hf_rope
 from helpers import over, tiny_model
-from hf_rope.convert import convert, to_native
+from hf_rope.convert import checkpoint, convert, to_native
 from native_models import (
     FAMILIES,
     MASKED,
@@ -231,7 +231,95 @@ def test_a_decoder_that_does_not_say_how_it_generates_has_the_defaults(tmp_path)
         convert(tmp_path)
 
 
+POOLERS = {"electra": "sequence_summary.summary", "mpnet": "mpnet.pooler.dense"}
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name in ("roberta", "electra", "mpnet", "jina-v3")])
+def test_a_classifier_is_read_and_not_the_pooler_that_pretraining_left_beside_it(name, tmp_path):
+    native(name, "ForSequenceClassification").save_pretrained(tmp_path)
+    pooler = POOLERS.get(name, "roberta.pooler.dense")
+    left = {f"{pooler}.weight": torch.randn(32, 32), f"{pooler}.bias": torch.randn(32)}
+    rewrite(tmp_path, lambda tensors: tensors.update(left))
+    theirs = getattr(transformers, f"{SOURCES[name][0]}ForSequenceClassification").from_pretrained(tmp_path)
+    ours, report = convert(tmp_path, return_report=True)
+    assert_equal(theirs, ours)
+    assert [why for why in report.dropped.values() if "classifier.dense" in why] == [
+        f"not read where there is a classifier.dense.{leaf}" for leaf in ("bias", "weight")
+    ]
+
+
+STRAY = {
+    **{"unpad_inputs": "true", "scale_embedding": True, "attention_type": "original_full", "return_dict": False},
+    **{"num_features": 8, "sparse_prediction": True, "feature_map": "favor"},
+}
+"""Keys of other people's code, which HfRopeConfig has too and the native classes do not read."""
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_keys_that_the_native_class_does_not_read_are_not_read_here(name, tmp_path):
+    theirs = native(name)
+    theirs.save_pretrained(tmp_path)
+    stray = STRAY if name not in ("mpnet", "roformer-summary") else {**STRAY, "classifier_dropout": 0.7}
+    reconfigure(tmp_path, **stray)
+    ours = convert(tmp_path)
+    assert ours.config.to_dict() == convert(theirs).config.to_dict()
+    assert_equal(theirs, ours)
+
+
+def test_check_and_export_take_a_source_that_returns_tuples(source, tmp_path):
+    reconfigure(source, return_dict=False)
+    for name, target in (("convert", "target"), ("export", "graph")):
+        result = command(source, tmp_path / target, "--check", name=name)
+        assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("removed", [(), ("config.json", "model.safetensors")], ids=["beside weights", "alone"])
+def test_an_adapter_is_refused(removed, source, tmp_path):
+    (source / "adapter_config.json").write_text("{}")
+    for name in removed:
+        (source / name).unlink()
+    refused(command(source, tmp_path / "target"), tmp_path, "holds an adapter of PEFT (adapter_config.json)")
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_hub_that_cannot_be_reached_is_no_file_that_is_not_there(offline, monkeypatch):
+    monkeypatch.setattr(checkpoint.constants, "HF_HUB_OFFLINE", offline)
+    asked = {}
+
+    def fail(name, file, **settings):
+        asked.update(settings)
+        raise OSError("503 for it\nand more")
+
+    monkeypatch.setattr(checkpoint, "cached_file", fail)
+    with pytest.raises(ValueError, match=r"^modules\.json of me/model cannot be read: 503 for it$"):
+        checkpoint.find("me/model", "modules.json")
+    assert asked["_raise_exceptions_for_connection_errors"] is not offline
+
+
 # Folders of sentence-transformers.
+
+IDENTITY = "torch.nn.modules.linear.Identity"
+
+
+@pytest.mark.parametrize("to", ["converted", "back"])
+@pytest.mark.parametrize(
+    "said", [{"sbert_ce_default_activation_function": IDENTITY}, {"sentence_transformers": {"activation_fn": IDENTITY}}]
+)
+def test_a_cross_encoder_keeps_its_activation(said, to, source, tmp_path):
+    theirs = native("bert", "ForSequenceClassification", num_labels=1)
+    theirs.save_pretrained(source)
+    reconfigure(source, **said)
+    folder, pairs = tmp_path / "target", [("a short one", "rotary keys"), ("keys", "turn and keys")]
+    expected = CrossEncoder(str(source), device="cpu").predict(pairs)
+    result = command(source, folder)
+    assert result.exit_code == 0, result.output
+    assert "nothing reads" not in result.output
+    if to == "back":
+        folder = tmp_path / "again"
+        assert command(tmp_path / "target", folder, name="to-native").exit_code == 0
+    found = CrossEncoder(str(folder), device="cpu").predict(pairs)
+    assert found == pytest.approx(expected, abs=1e-5)
+
 
 TEXTS = ["a rotary one turn", "keys", "short and short and short keys . a one"]
 EMBED = """

@@ -7,7 +7,18 @@ import torch
 import transformers
 
 from hf_rope.convert import convert
-from native_models import MASKED, SOURCES, assert_equal, command, native, reconfigure, refused, rewrite
+from hf_rope.convert.checkpoint import read_tokenizer
+from native_models import (
+    MASKED,
+    SOURCES,
+    assert_equal,
+    command,
+    native,
+    reconfigure,
+    refused,
+    rewrite,
+    save_with_tokenizer,
+)
 
 if "gte" not in SOURCES:
     pytest.skip("transformers has GTE's class from 5.18 on", allow_module_level=True)
@@ -156,6 +167,29 @@ def test_check_refuses_where_transformers_class_does_not_find_the_tensors(tmp_pa
     beginning(tmp_path / "source", "nomic_bert.", "bert.")
     result = command(tmp_path / "source", tmp_path / "target", "--check")
     refused(result, tmp_path, "NomicBertForMaskedLM of transformers")
+
+
+def test_no_code_is_run_for_the_tokenizer(tmp_path, monkeypatch):
+    save_with_tokenizer(native("gte"), tmp_path)
+    write(tmp_path, gte)
+    beginning(tmp_path, "", "new.")
+    reconfigure(tmp_path, auto_map={"AutoConfig": "code.NewConfig"}, architectures=["NewModel"])
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda *args: "y")
+    assert read_tokenizer(str(tmp_path)) is not None
+    assert not (tmp_path / "ran").exists()
+
+
+def test_gte_of_its_own_code_is_known_by_its_settings_too(tmp_path):
+    """Published under the name of transformers' class, by people whose code is another."""
+    theirs = native("gte")
+    theirs.save_pretrained(tmp_path)
+    write(tmp_path, lambda config: {**gte(config), "model_type": "gte"})
+    ntk(theirs, 500.0, 8.0)
+    assert_equal(theirs, convert(tmp_path))
+    reconfigure(tmp_path, logn_attention_scale=True)
+    with pytest.raises(ValueError, match="logn_attention_scale=True"):
+        convert(tmp_path)
 
 
 REFUSALS = {

@@ -283,6 +283,28 @@ def test_numbers_that_are_none_are_far_off():
     assert least_cosine(model, model, [batch]) > 0.99999
 
 
+@pytest.mark.parametrize(("noise", "fits"), [(0.001, True), (5.0, False)])
+def test_one_number_a_text_is_compared_over_all_texts(noise, fits):
+    """A reranker's logits far from 0, and a batch of one text, of which a cosine tells little."""
+    model = tiny_model("none", hf_rope.HfRopeForSequenceClassification, num_labels=1)
+    with torch.no_grad():
+        model.classifier.bias.fill_(-11.0)
+    batches = [{"input_ids": x, "attention_mask": torch.ones_like(x)} for x in (token_ids(12, 5), token_ids(1, 3))]
+
+    def rounded(**batch):
+        logits = model(**batch).logits
+        return {"logits": logits + noise * torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))}
+
+    assert (least_cosine(model, rounded, batches) > 0.99) == fits
+
+
+def test_a_source_in_half_precision_is_exported_in_float32(source, tmp_path):
+    transformers.AutoModel.from_pretrained(source).bfloat16().save_pretrained(source)
+    result = run(source, tmp_path / "target", "--check")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "target/config.json").read_text())["dtype"] == "float32"
+
+
 def test_a_target_that_is_taken_and_a_source_that_is_none_are_refused(exported, source, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()

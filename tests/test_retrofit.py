@@ -399,6 +399,10 @@ def test_sources_that_cannot_be_read_with_are_refused(encoder, texts, tmp_path):
     decoder = native("bert", "LMHeadModel", is_decoder=True, add_cross_attention=True)
     save_with_tokenizer(decoder, tmp_path / "source")
     refuse(tmp_path / "source", "is a decoder that reads an encoder's states")
+    save_with_tokenizer(native("bert"), tmp_path / "source")
+    (tmp_path / "source" / "modules.json").write_text('[{"path": ""}, {"path": "1", "type": "own_code.Pool"}]')
+    (tmp_path / "source" / "own_code.py").touch()
+    refuse(tmp_path / "source", "has the module own_code.Pool, whose code in")  # before it is trained
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
     given = ["--position", "rotary", "--texts", texts]

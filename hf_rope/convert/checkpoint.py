@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -44,6 +44,7 @@ REFUSED = {
 }
 """Architectures that are near to those that are known, and why they are not."""
 
+ADAPTER = "adapter_config.json"
 MODULES = "modules.json"
 OWN_FILES = (MODULES, "config_sentence_transformers.json", "sentence_*_config.json")
 """What stands in the folder itself, beside the encoder and its tokenizer; further modules have subfolders."""
@@ -99,6 +100,8 @@ def read_checkpoint(source: PreTrainedModel | str | Path, known) -> Checkpoint:
     if not isinstance(source, str | Path):
         raise TypeError(f"The source is a {type(source).__name__}; it must be a model, a folder or a name on the Hub.")
     name = str(source)
+    if Path(name, ADAPTER).is_file():  # with a config.json or without
+        raise is_adapter(name)
     config, raw = read_config(name, known)
     known_keys = {
         *BASE_KEYS,
@@ -108,8 +111,17 @@ def read_checkpoint(source: PreTrainedModel | str | Path, known) -> Checkpoint:
     }
     unread = tuple(sorted(key for key in raw if key not in known_keys and not key.startswith("_")))
     class_name = (raw.get("architectures") or [None])[0]
+    if find(name, ADAPTER):
+        raise is_adapter(name)
     tensors = read_tensors(name)
     return Checkpoint(name, config, class_name, tensors, widest(tensors), unread)
+
+
+def is_adapter(name: str) -> ValueError:
+    return ValueError(
+        f"{name} holds an adapter of PEFT ({ADAPTER}), which changes what its model computes: merge it "
+        "(merge_and_unload), save the model, and convert that."
+    )
 
 
 def read_config(name: str, known) -> tuple[PreTrainedConfig, dict[str, Any]]:
@@ -193,7 +205,7 @@ def read_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
         if file.endswith(".json"):
             read_object(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # no class tells of a damaged file, and Rust raises plain Exceptions
         raise ValueError(
             f"{name} has a tokenizer that cannot be read from {', '.join(paths)} ({type(error).__name__}: "
@@ -294,13 +306,21 @@ def read_object(path: str | Path) -> dict[str, Any]:
 
 
 def find(name: str, file: str) -> str | None:
-    """The path of a file of a folder or of a repository on the Hub; None where there is none."""
+    """The path of a file of a folder or of a repository on the Hub; None where there is none.
+
+    Offline (HF_HUB_OFFLINE) a file that is not in the cache counts as not there, since nobody can say.
+
+    Raises:
+        ValueError: the Hub cannot be reached, or refuses the file.
+    """
     missing_is_none: dict[str, Any] = {
         "_raise_exceptions_for_missing_entries": False,
-        "_raise_exceptions_for_gated_repo": False,
-        "_raise_exceptions_for_connection_errors": False,
+        "_raise_exceptions_for_connection_errors": not constants.HF_HUB_OFFLINE,
     }
-    return cached_file(name, file, **missing_is_none)
+    try:
+        return cached_file(name, file, **missing_is_none)
+    except OSError as error:
+        raise ValueError(f"{file} of {name} cannot be read: {first_line(error)}") from None
 
 
 def load(path: str) -> dict[str, torch.Tensor]:

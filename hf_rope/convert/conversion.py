@@ -18,9 +18,11 @@ from .weights import HEAD_PARTS, HEADS, Report, change_pairing, is_positional, n
 OWN_SETTINGS = {
     *("embedding_size", "position_embedding_type", "position_options", "rope_parameters", "classifier_pooling"),
     *("attention_bias", "feed_forward_type", "mlp_bias", "pooler_activation"),
-    *("architectures", "dtype", "transformers_version"),
+    *("architectures", "dtype", "transformers_version", "return_dict"),
 }
 """Fields of HfRopeConfig that are not taken from a source's field of the same name."""
+CROSS_ENCODER_KEYS = ("sentence_transformers", "sbert_ce_default_activation_function")
+"""Where a config.json says which activation a CrossEncoder of sentence-transformers puts on the logits."""
 DECODER = "lm_head.decoder.weight"
 WORDS = "embeddings.word_embeddings.weight"
 
@@ -139,9 +141,11 @@ def head_of(checkpoint: Checkpoint, source: Source, report: Report) -> str:
 
 
 def shared_settings(config) -> dict[str, Any]:
-    """The settings that the source and hf_rope call by the same name."""
+    """The settings that the source and hf_rope call by the same name; no keys that the source's class does not know."""
     names = {field.name for field in fields(HfRopeConfig)} - OWN_SETTINGS | {"bos_token_id", "eos_token_id"}
-    return {name: getattr(config, name) for name in names if hasattr(config, name)}
+    known = {field.name for field in fields(config)}
+    found = {name: getattr(config, name) for name in names if name in known or hasattr(type(config), name)}
+    return found | {key: getattr(config, key) for key in CROSS_ENCODER_KEYS if hasattr(config, key)}
 
 
 def renamed_tensors(checkpoint: Checkpoint, source: Source, head: str, report: Report) -> tuple[dict, dict[str, str]]:
@@ -166,7 +170,7 @@ def renamed_tensors(checkpoint: Checkpoint, source: Source, head: str, report: R
     names = source.names_of(checkpoint.config)
     found: dict[str, torch.Tensor] = {}
     origin: dict[str, str] = {}
-    for key in sorted(tensors, key=lambda key: "decoder." in key):  # of two that go to one place, the decoder's is read
+    for key in sorted(tensors, key=lambda key: is_read(key, head)):
         ours = key if names is None else rename(key, names)
         if ours is None:
             raise ValueError(
@@ -180,6 +184,15 @@ def renamed_tensors(checkpoint: Checkpoint, source: Source, head: str, report: R
             report.new[ours] = report.new.pop(key)
         found[ours], origin[ours] = tensors[key], key
     return found, origin
+
+
+def is_read(key: str, head: str) -> bool:
+    """Whether a tensor is the one that a class reads of two that go to one place here.
+
+    Of an LM head that is its decoder's. Of a classifier it is its own dense layer, where a file also holds the pooler
+    that it was pretrained with.
+    """
+    return "decoder." in key or key.startswith("classifier.") == (head == "ForSequenceClassification")
 
 
 def untied(tensors: dict[str, torch.Tensor]) -> bool:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ..model.configuration_hf_rope import HfRopeConfig
 from .checkpoint import read_checkpoint
-from .conversion import convert
+from .conversion import CROSS_ENCODER_KEYS, convert
 from .from_roformer import ANGLES, note_decoder
 from .from_rotary import check_rope, note_gate_dropout, split_gates
 from .source import refuse, rename
@@ -104,6 +104,9 @@ def to_native(
                 used.add(ours)
     report.copied = len(used)
     report.dropped = {key: f"{report.target} has no such part" for key in tensors if key not in used}
+    for key in CROSS_ENCODER_KEYS:
+        if hasattr(config, key):
+            setattr(native.config, key, getattr(config, key))
     if native.can_generate():
         native.generation_config = copy.deepcopy(model.generation_config)
     native.to(model.device).eval()

@@ -26,6 +26,8 @@ NOMIC_FIXED = {
     **{"qkv_proj_bias": False, "mlp_fc1_bias": False, "mlp_fc2_bias": False},
 }
 """The one value of each setting that transformers' class computes."""
+GTE_KEYS = ("layer_norm_type", "logn_attention_scale", "pack_qkv")
+"""What the first code's settings have, also under the name of transformers' class, and that class has not."""
 GTE_FIXED = {"position_embedding_type": "rope", "layer_norm_type": "layer_norm", "logn_attention_scale": False}
 
 
@@ -37,7 +39,8 @@ def as_native(raw: dict[str, Any]) -> dict[str, Any]:
     """
     if not has_own_code(raw):
         return raw
-    return {"xlm-roberta": jina_embeddings_v3, "nomic_bert": nomic_bert, "new": gte}[raw["model_type"]](raw)
+    own = {"xlm-roberta": jina_embeddings_v3, "nomic_bert": nomic_bert, "new": gte, "gte": gte}
+    return own[raw["model_type"]](raw)
 
 
 def has_own_code(raw: dict[str, Any]) -> bool:
@@ -45,7 +48,8 @@ def has_own_code(raw: dict[str, Any]) -> bool:
     kind = raw.get("model_type")
     jina = kind == "xlm-roberta" and raw.get("position_embedding_type") == "rotary"
     nomic = kind == "nomic_bert" and "n_embd" in raw and "hidden_size" not in raw
-    return jina or nomic or kind == "new"
+    gte = kind == "new" or (kind == "gte" and any(key in raw for key in GTE_KEYS))
+    return jina or nomic or gte
 
 
 def jina_embeddings_v3(raw: dict[str, Any]) -> dict[str, Any]:
@@ -67,7 +71,7 @@ def nomic_bert(raw: dict[str, Any]) -> dict[str, Any]:
         "intermediate_size": up_to(raw.get("n_inner") or 8 * found["hidden_size"] // 3, 256),
         "vocab_size": up_to(raw["vocab_size"], raw.get("pad_vocab_size_multiple", 1)),
         "pad_token_id": raw.get("pad_token_id") or 0,
-        "rope_parameters": rope(raw.get("rotary_emb_base", 1000.0)),
+        "rope_parameters": rope(raw.get("rotary_emb_base", 10000.0)),
     }
     read = {*NOMIC_FIXED, *(theirs for theirs, _ in NOMIC_NAMES.values())} - {"mlp_fc1_bias"}
     read |= {"activation_function", "n_inner", "pad_vocab_size_multiple", "rotary_emb_base", "rotary_scaling_factor"}

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -45,31 +46,37 @@ def least_cosine(model: PreTrainedModel, session: Session, batches: Iterable[Bat
     """The least cosine between what model and graph give for a text.
 
     Of an encoder that is its embedding, the mean of the hidden states at real tokens; of a head all its numbers at real
-    tokens, and where a text has one number only, those of the whole batch. What is not a number counts as -1.
+    tokens. Where a text has one number only, as of a reranker, it is the correlation of those of all texts: a cosine
+    would see little more than their sign. What is not a number counts as -1.
 
     Args:
         first: whether the embedding is the hidden state of the first real token.
     """
-    least = 1.0
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+    numbers: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
     for batch in batches:
         expected, found = model(**batch), session(**batch)
         for name, output in found.items():
-            pairs = zip(
-                *(vectors(name, y, batch["attention_mask"], first) for y in (expected[name], output)), strict=True
-            )
-            cosines = torch.stack([torch.cosine_similarity(x, y, dim=0) for x, y in pairs])
-            least = min(least, float(cosines.nan_to_num(nan=-1.0).min()))
-    return least
+            both = [vectors(name, y, batch["attention_mask"], first) for y in (expected[name], output)]
+            if output[0].numel() == 1:
+                numbers[name].append(torch.stack([torch.stack(x).flatten() for x in both]))
+            else:
+                pairs += zip(*both, strict=True)
+    for of_batches in numbers.values():
+        x, y = torch.cat(of_batches, dim=-1)
+        pairs.append((x - x.mean(), y - y.mean()))
+    cosines = torch.stack([torch.cosine_similarity(x, y, dim=0) for x, y in pairs])
+    return float(cosines.nan_to_num(nan=-1.0).min())
 
 
 def vectors(name: str, x: torch.Tensor, mask: torch.Tensor, first: bool) -> list[torch.Tensor]:
-    """What `least_cosine` compares of an output: a vector a text, or one of the batch."""
+    """What `least_cosine` compares of an output: a vector a text."""
     if x.shape[: mask.ndim] == mask.shape:
         rows = [row[real] for row, real in zip(x, mask.bool(), strict=True)]
         if name == "last_hidden_state":
             return [row[0] if first else row.mean(0) for row in rows]
         return [row.flatten() for row in rows]
-    return [x.flatten()] if x[0].numel() == 1 else [*x]
+    return [*x]
 
 
 @torch.no_grad()

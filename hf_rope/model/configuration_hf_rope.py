@@ -50,6 +50,8 @@ BASE_KEYS = (
     "output_attentions",
     "per_layer_config",
     "quantization_config",
+    "sbert_ce_default_activation_function",
+    "sentence_transformers",
     "tie_last_hidden_states",
     "torch_dtype",
     "transformers_weights",

@@ -1,6 +1,5 @@
 """retrofit: a trained encoder under another position scheme, distilled from itself."""
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import ModelCard
+from huggingface_hub.utils.sha import sha_fileobj
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..convert import Report, convert
@@ -75,12 +75,18 @@ class Retrofitted:
             self.model,
             name=name,
             base_model=source if not folder and is_repo_id(source) else None,
-            dataset=[f"{Path(text).name}, a file" if Path(text).is_file() else text for text in self.texts],
+            dataset=[described(text) for text in self.texts],
             method=METHOD.format(source=source),
             training_args={**asdict(self.recipe), "steps": self.steps, "minutes": round(self.minutes, 1)},
             metrics={key: round(value, 4) for key, value in {**self.after, **before}.items()},
             tokenizer=tokenizer,
         )
+
+
+def described(text: str) -> str:
+    """What a text is called where others read it: of a path its last name alone."""
+    path = Path(text)
+    return f"{path.name}, a {'file' if path.is_file() else 'folder'}" if path.exists() else text
 
 
 OF_THE_SOURCE = ("masked_lm_loss_of_source",)
@@ -205,11 +211,12 @@ def weights_of(source: str | Path) -> list[str]:
 
 def contents(names: Sequence[str]) -> dict[str, str]:
     """A hash of what each file holds, so that a resume is of the same."""
-    return {
-        f"sha256 of {name}": hashlib.sha256(Path(name).read_bytes()).hexdigest()
-        for name in names
-        if Path(name).is_file()
-    }
+    found = {}
+    for name in names:
+        if Path(name).is_file():
+            with Path(name).open("rb") as file:
+                found[f"sha256 of {name}"] = sha_fileobj(file).hex()
+    return found
 
 
 def check_folder(folder: Path, settings: dict[str, Any], resume: bool) -> None:

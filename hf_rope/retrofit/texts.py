@@ -42,7 +42,7 @@ def read_texts(names: Sequence[str]) -> list[Source]:
 def texts_of(name: str) -> Iterator[str]:
     path = Path(name)
     if path.suffix == ".txt" and path.is_file():
-        return iter(text_files.read_text(path).splitlines())
+        return text_files.read_lines(path)
     if path.suffix == ".jsonl" and path.is_file():
         return text_files.read_texts(path)
     if path.is_file() or path.suffix in (".txt", ".jsonl"):
