@@ -78,6 +78,18 @@ def test_dropouts_are_the_native_models(name):
     assert ours.dropout.p == expected.p == (0.33 if own else 0.11)
     assert ours.config.hidden_dropout_prob == 0.11
     assert ours.config.attention_probs_dropout_prob == 0.22
+    notes = " ".join(convert(theirs, return_report=True)[1].notes)
+    assert ("drops out (" in notes) == ("classifier.out_proj" in modules)
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [("roberta", "ForMultipleChoice"), ("deberta", "ForTokenClassification"), ("bert", "ForMultipleChoice")],
+)
+def test_a_head_whose_dropout_is_that_of_hidden_states_keeps_it(name, head):
+    rates = {"hidden_dropout_prob": 0.11, "classifier_dropout": 0.33, "cls_dropout": 0.33}
+    theirs = native(name, head, **rates)
+    assert convert(theirs).dropout.p == theirs.dropout.p
 
 
 TRAINED = ["bert", "roberta", "electra", "mpnet", "deberta-v3-absolute", "roformer-summary", "jina-v3", "nomic", "gte"]

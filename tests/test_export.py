@@ -268,6 +268,19 @@ def test_an_int8_graph_that_is_far_off_is_refused(exported, source, tmp_path, mo
     refused(run(source, tmp_path / "target", "--check", "--int8"), tmp_path, "export without int8")
 
 
+def test_more_of_an_int8_graph_stays_in_float32_where_that_is_what_it_takes(exported, source, tmp_path, monkeypatch):
+    cosines = iter([0.95, 0.995])
+    monkeypatch.setattr("hf_rope.export.folder.least_cosine", lambda *args: next(cosines))
+    result = run(source, tmp_path / "target", "--check", "--int8")
+    assert result.exit_code == 0, result.output
+    assert "is 0.9950 so, and 0.9500 with the first product" in " ".join(result.output.split())
+    counts = [
+        sum(node.op_type == "MatMulInteger" for node in onnx.load(folder / INT8).graph.node)
+        for folder in (exported[2], tmp_path / "target")
+    ]
+    assert counts[0] - counts[1] == SIZES["num_hidden_layers"]
+
+
 def test_numbers_that_are_none_are_far_off():
     """A comparison with them is false, which must not read as equal."""
     model = tiny_model("none")

@@ -82,6 +82,12 @@ def convert(
         source.check(checkpoint.config, head)
         settings = {**shared_settings(checkpoint.config), **source.settings(checkpoint.config, head)}
         own = HfRopeConfig(**settings)
+    names = source.names_of(checkpoint.config) or {}
+    if head == "ForSequenceClassification" and "classifier.dense" in names and (rate := dropout_of(own)):
+        report.notes.append(
+            f"Training differs: the source's classifier drops out ({rate}) before its dense layer too, and hf_rope's after "
+            "it alone."
+        )
     tensors, origin = renamed_tensors(checkpoint, source, head, report)
     if untied(tensors):
         settings["tie_word_embeddings"] = False
@@ -146,6 +152,11 @@ def shared_settings(config) -> dict[str, Any]:
     known = {field.name for field in fields(config)}
     found = {name: getattr(config, name) for name in names if name in known or hasattr(type(config), name)}
     return found | {key: getattr(config, key) for key in CROSS_ENCODER_KEYS if hasattr(config, key)}
+
+
+def dropout_of(config: HfRopeConfig) -> float:
+    """Of the classifier."""
+    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
 def renamed_tensors(checkpoint: Checkpoint, source: Source, head: str, report: Report) -> tuple[dict, dict[str, str]]:

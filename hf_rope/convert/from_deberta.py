@@ -55,7 +55,7 @@ class DebertaV2Source(Source):
         found = {
             "tie_word_embeddings": config.tie_word_embeddings or not config.legacy,
             "pooler_activation": config.pooler_hidden_act,
-            "classifier_dropout": getattr(config, "cls_dropout", None),
+            "classifier_dropout": None if head == "ForTokenClassification" else getattr(config, "cls_dropout", None),
         }
         if not config.relative_attention:
             return {**found, "position_embedding_type": "learned" if config.position_biased_input else "none"}

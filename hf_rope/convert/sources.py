@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import fields
+from typing import Any
 
 from ..model.configuration_hf_rope import HfRopeConfig
 from .from_deberta import DebertaSource, DebertaV2Source
@@ -68,10 +69,12 @@ class RobertaSource(Source):
 
     def settings(self, config, head):
         scheme = absolute_or_relative(config)
-        if scheme in RELATIVE_KEYS:
-            return {"position_embedding_type": scheme}
-        rows = config.max_position_embeddings - config.pad_token_id - 1
-        return {"position_embedding_type": scheme, "max_position_embeddings": rows}
+        found: dict[str, Any] = {"position_embedding_type": scheme}
+        if head == "ForMultipleChoice":  # which has hidden_dropout_prob in this family
+            found["classifier_dropout"] = None
+        if scheme not in RELATIVE_KEYS:
+            found["max_position_embeddings"] = config.max_position_embeddings - config.pad_token_id - 1
+        return found
 
     def adapt(self, tensors, config, head, report):
         super().adapt(tensors, config, head, report)

@@ -13,7 +13,7 @@ from ..convert.check import LIMIT, equal
 from ..convert.checkpoint import read_object, read_tokenizer, sentence_transformer_files, use_own_encoder
 from ..folders import check_free, new_folder, save_beside
 from .graph import to_onnx
-from .int8 import to_int8
+from .int8 import FEED_FORWARD, to_int8
 from .session import Session, greatest_difference, least_cosine, texts_per_second
 from .texts import make_batches
 
@@ -22,6 +22,8 @@ INT8 = "onnx/model_quantized.onnx"
 """Where the files lie in a folder, as optimum and sentence-transformers name them."""
 LEAST_COSINE = 0.99
 """Of what the model and its int8 graph give for a text: below it, --check refuses."""
+Batches = dict[str, dict[str, torch.Tensor]]
+"""`texts.BATCHES` of a model, by name."""
 TIMED = "middle"
 """The batch of `texts.BATCHES` that is timed."""
 
@@ -113,7 +115,9 @@ def export(
         batches = make_batches(model, tokenizer, exported.inputs)
         if check:
             on_stage("checking")
-            compare(exported, model, sessions, batches, pools_first(others))
+            compare(exported, model, sessions[GRAPH], batches)
+            if int8:
+                sessions[INT8] = compare_int8(exported, model, folder, batches, pools_first(others))
         on_stage("timing")
         exported.speeds = texts_per_second({"PyTorch": model, **sessions}, batches[TIMED])
         exported.tokens = float(batches[TIMED]["attention_mask"].sum(-1).float().mean())
@@ -137,24 +141,35 @@ def pools_first(others: dict[str, Path]) -> bool:
     return any(x.get("pooling_mode") == "cls" or x.get("pooling_mode_cls_token") is True for x in settings)
 
 
-def compare(
-    exported: Exported,
-    model: PreTrainedModel,
-    sessions: dict[str, Session],
-    batches: dict[str, dict[str, torch.Tensor]],
-    first: bool,
-) -> None:
-    """Fills in the difference and the cosine; raises ValueError where they are not within the limits."""
-    exported.difference, exported.size = greatest_difference(model, sessions[GRAPH], batches.values())
+def compare(exported: Exported, model: PreTrainedModel, graph: Session, batches: Batches) -> None:
+    """Fills in the difference; raises ValueError where it is beyond the limit."""
+    exported.difference, exported.size = greatest_difference(model, graph, batches.values())
     if not equal(exported.difference, exported.size):
         raise ValueError(
             f"The greatest difference of the graph from the model is {exported.difference:.2g}, of outputs up to "
             f"{exported.size:.2g}; {LIMIT * max(1, exported.size):.2g} is allowed, so nothing is written."
         )
-    if INT8 in sessions:
-        exported.cosine = least_cosine(model, sessions[INT8], batches.values(), first)
-        if exported.cosine < LEAST_COSINE:
-            raise ValueError(
-                f"The least cosine of the int8 graph with the model is {exported.cosine:.4f}; {LEAST_COSINE} is asked "
-                "for, so nothing is written: export without int8."
-            )
+
+
+def compare_int8(exported: Exported, model: PreTrainedModel, folder: Path, batches: Batches, first: bool) -> Session:
+    """Fills in the cosine of the int8 graph, and returns it: as it is, or written anew with more of it in float32.
+
+    Raises:
+        ValueError: neither is as near as is asked for.
+    """
+    graph = Session(folder / INT8)
+    exported.cosine = least = least_cosine(model, graph, batches.values(), first)
+    if least < LEAST_COSINE:
+        to_int8(folder / GRAPH, folder / INT8, FEED_FORWARD)
+        graph = Session(folder / INT8)
+        exported.cosine = least_cosine(model, graph, batches.values(), first)
+        exported.report.notes.append(
+            f"The feed-forward stays in float32: the least cosine of the int8 graph is {exported.cosine:.4f} so, and "
+            f"{least:.4f} with the first product of the feed-forward in int8."
+        )
+    if exported.cosine < LEAST_COSINE:
+        raise ValueError(
+            f"The least cosine of the int8 graph with the model is {exported.cosine:.4f}; {LEAST_COSINE} is asked for, "
+            "so nothing is written: export without int8."
+        )
+    return graph
