@@ -98,6 +98,11 @@ def test_the_dtype_is_kept(dtype, tmp_path):
         assert model.config.dtype == dtype
 
 
+def test_two_dtypes_are_read_into_one_that_holds_both():
+    tensors = {str(dtype): torch.ones(1, dtype=dtype) for dtype in (torch.bfloat16, torch.int64, torch.float16)}
+    assert checkpoint.widest(tensors) == torch.float32
+
+
 def test_an_encoder_that_calls_itself_a_masked_lm_is_an_encoder(tmp_path):
     theirs = native("mpnet")
     theirs.save_pretrained(tmp_path)

@@ -187,6 +187,11 @@ REFUSALS = {
         setting(summary_type="mean"),
         r"summary_type='mean'.*pools the first token",
     ),
+    "no projection": (
+        ("electra", "ForMultipleChoice"),
+        setting(summary_use_proj=False),
+        r"summary_use_proj=False.*hf_rope's pooler has a dense layer",
+    ),
     "last token": (
         ("roformer-odd", "ForMultipleChoice"),
         as_saved,

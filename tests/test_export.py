@@ -149,6 +149,29 @@ def test_batches_have_padding_several_lengths_and_pairs(exported):
         assert bool(batch["token_type_ids"].any()) == (name == "pairs")
 
 
+def test_batches_are_no_longer_than_the_tokenizer_allows(exported):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported[1], model_max_length=50)
+    batches = make_batches(tiny_model("rotary"), tokenizer, ["input_ids"])
+    assert max(batch["input_ids"].shape[1] for batch in batches.values()) == 50
+
+
+def test_an_encoder_with_code_of_its_own_and_a_pooling_by_the_first_token_are_taken_for_what_they_are(
+    source, tmp_path, monkeypatch
+):
+    listed = json.loads((source / "modules.json").read_text())
+    listed[0]["type"] = "custom_st.Reader"
+    (source / "modules.json").write_text(json.dumps(listed))
+    (source / "custom_st.py").touch()
+    (source / "1_Pooling/config.json").write_text('{"word_embedding_dimension": 64, "pooling_mode_cls_token": true}')
+    seen = []
+    monkeypatch.setattr("hf_rope.export.folder.least_cosine", lambda *args: seen.append(args[-1]) or 1.0)
+    result = run(source, tmp_path / "target", "--int8", "--check")
+    assert result.exit_code == 0, result.output
+    assert seen == [True]
+    written = json.loads((tmp_path / "target/modules.json").read_text())
+    assert written[0]["type"] == "sentence_transformers.models.Transformer"
+
+
 def test_padding_is_masked_also_where_the_tokenizer_is_not_set_to(exported):
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported[1], model_input_names=["input_ids"])
     assert list(tokenizer("a")) == ["input_ids"]

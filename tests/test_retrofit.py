@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +13,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from helpers import over, tiny_model, token_ids
 from hf_rope import SCHEMES, HfRopeModel
-from hf_rope.convert import convert
+from hf_rope.convert import Report, convert
 from hf_rope.convert.checkpoint import read_tokenizer
 from hf_rope.folders import last_checkpoint
-from hf_rope.retrofit import Recipe, retrofit
-from hf_rope.retrofit.measure import measure
+from hf_rope.retrofit import Recipe, Retrofitted, distillation, retrofit
+from hf_rope.retrofit.measure import masked_lm_losses, measure
 from hf_rope.retrofit.retrofitting import EVALUATION_BATCHES, long_length
 from hf_rope.retrofit.start import keep_positions
 from hf_rope.retrofit.texts import PART, Batches, hold_out, read_texts
@@ -210,9 +211,10 @@ def test_it_ends_with_the_budget_or_where_nothing_gets_better(changes, steps, en
 
 
 @pytest.mark.parametrize("types", [2, 0])
-def test_it_begins_with_what_the_sources_positions_add_to_the_first_token_and_on_average(types):
+@pytest.mark.parametrize("scaled", [False, True])
+def test_it_begins_with_what_the_sources_positions_add_to_the_first_token_and_on_average(types, scaled):
     """Where that is all that they add, nothing is missing."""
-    source, ids = tiny_model("learned", type_vocab_size=types), token_ids(2, 9)
+    source, ids = tiny_model("learned", type_vocab_size=types, scale_embedding=scaled), token_ids(2, 9)
     ids[:, 0], ids[:, 1:] = 2, ids[:, 1:].clamp(min=3)
     with torch.no_grad():
         table = source.position.embeddings.weight
@@ -224,6 +226,42 @@ def test_it_begins_with_what_the_sources_positions_add_to_the_first_token_and_on
         torch.testing.assert_close(student(ids).last_hidden_state, wanted, rtol=0, atol=1e-5)
         keep_positions(student, student, 20, first_token=2)
         torch.testing.assert_close(student(ids).last_hidden_state, wanted, rtol=0, atol=1e-5)
+
+
+def test_the_clock_has_steps_evaluations_and_what_ran_before_a_resume(monkeypatch):
+    times = iter([100.0, 101.0, 105.0, 106.0, 200.0, 202.0])
+    monkeypatch.setattr(distillation.time, "perf_counter", lambda: next(times))
+    clock = distillation.Clock()
+    for event in ("train_begin", "step_end", "evaluate", "train_end", "train_begin", "step_end"):
+        getattr(clock, f"on_{event}")(None, None, None)
+    assert clock.seconds == 6 + 2
+
+
+def test_special_tokens_are_not_predicted(masked):
+    tokenizer, seen = AutoTokenizer.from_pretrained(masked), []
+
+    def look(input_ids, labels, **_):
+        seen.append((input_ids, labels))
+        return SimpleNamespace(loss=torch.tensor(1.0))
+
+    ids = torch.tensor([[2, 5, 6, 7, 3, 0], [2, 8, 9, 10, 11, 3]]).repeat(40, 1)  # with [CLS], [SEP] and padding
+    assert masked_lm_losses((look,), [{"input_ids": ids, "attention_mask": (ids != 0).long()}], tokenizer) == [1.0]
+    labels = seen[0][1]
+    assert {*labels[labels != -100].tolist()} == {5, 6, 7, 8, 9, 10, 11}
+
+
+def test_a_card_says_how_long_it_trained_and_calls_a_folder_by_its_name(tmp_path):
+    (tmp_path / "acme").mkdir()
+    figures = {"hidden_state_difference": 0.5}
+    found = Retrofitted(
+        **{"model": tiny_model("rotary"), "source": "me/model", "report": Report("BertModel, me/model")},
+        **{"recipe": Recipe(steps=400), "texts": [str(tmp_path / "acme")], "before": figures, "after": figures},
+        steps=150,
+    )
+    card = str(found.card())
+    assert "- steps: 150" in card
+    assert "- data: acme, a folder" in card
+    assert str(tmp_path) not in card
 
 
 def batches(names, number=8, **changes) -> Batches:
@@ -279,7 +317,9 @@ def test_a_data_set_is_read_by_its_name(tmp_path):
 def test_command_writes_model_card_tokenizer_and_pooling(masked, texts, tmp_path):
     source = tmp_path / "source"
     save_with_tokenizer(AutoModelForMaskedLM.from_pretrained(masked), source)
-    (source / "modules.json").write_text(json.dumps([{"path": ""}, {"path": "1_Pooling"}]))
+    listed = [{"path": "", "type": "custom_st.Reader"}, {"path": "1_Pooling"}]
+    (source / "modules.json").write_text(json.dumps(listed))
+    (source / "custom_st.py").touch()
     (source / "1_Pooling").mkdir()
     (source / "1_Pooling" / "config.json").write_text("{}")
     target = tmp_path / "new" / "target"
@@ -290,6 +330,8 @@ def test_command_writes_model_card_tokenizer_and_pooling(masked, texts, tmp_path
     assert [path.name for path in target.parent.iterdir()] == ["target"]
     written = {path.relative_to(target).as_posix() for path in target.rglob("*")}
     assert {"modeling_hf_rope.py", "model.safetensors", "modules.json", "1_Pooling/config.json"} <= written
+    written = json.loads((target / "modules.json").read_text())
+    assert written[0]["type"] == "sentence_transformers.models.Transformer"
     card = (target / "README.md").read_text()
     assert "Made from source by self-distillation" in card
     for line in ("- data: lines.txt, a file", "- steps: 4", "- sentence_cosine: 0.", "- masked_lm_loss_before: "):

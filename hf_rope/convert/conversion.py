@@ -85,8 +85,7 @@ def convert(
     names = source.names_of(checkpoint.config) or {}
     if head == "ForSequenceClassification" and "classifier.dense" in names and (rate := dropout_of(own)):
         report.notes.append(
-            f"Training differs: the source's classifier drops out ({rate}) before its dense layer too, and hf_rope's after "
-            "it alone."
+            f"Training differs: the source's classifier drops out ({rate}) before its dense layer as well as after it."
         )
     tensors, origin = renamed_tensors(checkpoint, source, head, report)
     if untied(tensors):
