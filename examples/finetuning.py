@@ -168,6 +168,7 @@ def train_and_evaluate(
     """
     trainer.train()
     trainer.save_model()
+    trainer.args.dataloader_persistent_workers = False  # else Trainer evaluates what it evaluated first
     results = {}
     for split in [split for split in encoded if split != "train"]:
         if metrics is not None:

@@ -135,8 +135,9 @@ def load_files(files: list[str], columns: list[str]) -> Dataset:
             raise SystemExit(f"{file} is not there, or is no file.")
         if path.suffix not in FORMATS:
             raise SystemExit(f"{file} ends in {path.suffix!r}; these are read: {', '.join(FORMATS)}.")
-        if not path.read_bytes().strip():
-            raise SystemExit(f"{file} is empty.")
+        with path.open("rb") as content:
+            if not any(map(bytes.strip, content)):
+                raise SystemExit(f"{file} is empty.")
         kind = FORMATS[path.suffix]
         options: dict[str, Any] = CSV if kind == "csv" else {}
         try:
@@ -144,7 +145,11 @@ def load_files(files: list[str], columns: list[str]) -> Dataset:
         except Exception as error:
             raise SystemExit(f"{file} cannot be read as {kind}: {error.__cause__ or error}") from error
         parts.append(pick(rows, columns, file))
-    return concatenate_datasets(parts)
+    try:
+        return concatenate_datasets(parts)
+    except ValueError as error:
+        kinds = "; ".join(f"{file} has {part.features}" for file, part in zip(files, parts, strict=True))
+        raise SystemExit(f"Files hold other kinds of values in one column, and have to be alike: {kinds}.") from error
 
 
 def pick(rows: Dataset, columns: list[str], source: str) -> Dataset:

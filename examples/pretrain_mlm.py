@@ -127,6 +127,8 @@ class StepClock(TrainerCallback):
         self.start, self.seen = time.perf_counter(), state.num_input_tokens_seen
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()  # else it is the time in which kernels were launched
         self.tokens += state.num_input_tokens_seen - self.seen
         self.seconds += time.perf_counter() - self.start
 

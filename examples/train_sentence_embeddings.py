@@ -92,13 +92,15 @@ def train(
         loss=CosineSimilarityLoss(model),
     )
     trainer.train()
-    model.save_pretrained(training.output_dir)
+    if trainer.is_world_process_zero():
+        model.save_pretrained(training.output_dir)
     require_finite(trainer.evaluate()["eval_loss"], training)
     results = {
         split: correlations(model, rows) | {f"{name}_before": value for name, value in before[split].items()}
         for split, rows in held_out.items()
     }
-    write_json(Path(training.output_dir) / "results.json", results)
+    if trainer.is_world_process_zero():
+        write_json(Path(training.output_dir) / "results.json", results)
     return results
 
 

@@ -53,11 +53,12 @@ def position_properties(scores: torch.Tensor) -> dict[str, torch.Tensor]:
     even = (profile + profile.flip(-1)) / 2
     middle = profile.shape[-1] // 2
     sides = torch.stack((profile[..., middle:], profile[..., : middle + 1].flip(-1)))
-    falls = (sides.diff(dim=-1) < 0).double().mean((0, -1))
+    largest = scores.abs().amax((-2, -1)).clamp(min=1)
+    falls = (sides.diff(dim=-1) < -ROUNDING * largest[..., None]).double().mean((0, -1))
     properties = {
         "translation_invariance": common / whole,
         "symmetry": even.square().mean(-1) / common,
         "monotonicity": falls,
     }
-    differ = whole.sqrt() > ROUNDING * scores.abs().amax((-2, -1)).clamp(min=1)
+    differ = whole.sqrt() > ROUNDING * largest
     return {name: share.where(differ, torch.nan) for name, share in properties.items()}

@@ -21,9 +21,10 @@ from hf_rope.compare import compare, report
 from hf_rope.compare.cell import CELLS, COMPLETE, LOCK, PROGRESS, RESULT, read_result, run_cell
 from hf_rope.compare.choice import choose_rate
 from hf_rope.compare.figures import draw_scores
+from hf_rope.compare.report import words
 from hf_rope.compare.runner import STUDY, write_study
 from hf_rope.compare.study import make_study
-from hf_rope.compare.summary import over_seeds, spread, summarise
+from hf_rope.compare.summary import differences, over_seeds, spread, summarise
 from hf_rope.compare.words import score_with_range
 from hf_rope.folders import last_checkpoint
 from native_models import command
@@ -256,6 +257,13 @@ def test_what_does_not_overlap_is_told_apart_and_nothing_else(tmp_path):
     assert "- `rotary`: better than all that follow." in text
     assert "- `shaw`: not told apart from `t5`." in text
     assert "diverged in 1 of 3" in text
+    task = summary["tasks"]["a"]
+    for name, values in (("rotary", [0.7, 0.69, 0.999]), ("t5", [0.8, 0.79])):  # the third seed of t5 is not finished
+        found = {"seeds": [0, 1, 2][: len(values)], "evaluations": {"validation": {"accuracy": spread(values)}}}
+        task["schemes"][name] |= found
+    unfinished = {**task, "schemes": {name: task["schemes"][name] for name in ("rotary", "t5")}}
+    unfinished["differences"] = {"validation": differences(unfinished, "validation")}
+    assert "- `rotary`: by the seeds that both have worse than `t5`." in words(unfinished, "validation")
     (row,) = [
         row
         for row in summary["tasks"]["a"]["differences"]["validation"]

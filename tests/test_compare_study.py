@@ -65,6 +65,21 @@ REFUSALS = {
     "a word for a list": ({"leave_out": {"bytes": "none"}}, "leave_out['bytes']", "expected a list"),
     "accumulated gradients": ({"training": {"gradient_accumulation_steps": 4}}, "'gradient_accumulation_steps'"),
     "checkpoints without optimizer": ({"training": {"save_only_model": True}}, "'save_only_model'"),
+    **{
+        f"what changes the measure, {key}": ({"training": {key: value}}, repr(key))
+        for key, value in {
+            **{"label_smoothing_factor": 0.1, "dataloader_drop_last": True, "dataloader_persistent_workers": True},
+            **{"bf16_full_eval": True, "fp16_full_eval": True},
+        }.items()
+    },
+    "probes without scores": (
+        {"tasks": {"a": {**BYTES, "kind": "position_probes"}}, "model": {**MODEL, "attention_type": "linear"}},
+        *("attention_type='linear' has no scores", "'a'"),
+    ),
+    "a start that sees less": (
+        {"start": tiny_start(tasks={"bytes": {**BYTES, "kind": "causal_lm"}}), "model": {}},
+        *("is_decoder=True", "has False", "whose tokens see the same others"),
+    ),
     "what is not installed": ({"training": {"deepspeed": "x.json"}}, "training: "),
     "a hidden name": ({"schemes": {"_t5": {"position_embedding_type": "t5"}}}, "'_t5' begins with _"),
     "a task without a scheme": ({"leave_out": {"bytes": ["learned", "rotary"]}}, "every scheme of task 'bytes'"),

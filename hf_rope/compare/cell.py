@@ -37,7 +37,10 @@ SET_BY_CELL = {
     "auto_find_batch_size",
     "batch_eval_metrics",
     "bf16",
+    "bf16_full_eval",
     "data_seed",
+    "dataloader_drop_last",
+    "dataloader_persistent_workers",
     "dataloader_pin_memory",
     "disable_tqdm",
     "eval_delay",
@@ -46,9 +49,11 @@ SET_BY_CELL = {
     "eval_steps",
     "eval_strategy",
     "fp16",
+    "fp16_full_eval",
     "gradient_accumulation_steps",
     "ignore_data_skip",
     "label_names",
+    "label_smoothing_factor",
     "learning_rate",
     "load_best_model_at_end",
     "log_level",
@@ -224,6 +229,8 @@ class Clock(TrainerCallback, ExportableState):
         self.began = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()  # else it is the time in which kernels were launched
         self.seconds += time.perf_counter() - self.began
         self.steps += 1
         if time.monotonic() > self.told + 1:

@@ -180,12 +180,19 @@ def words(task: dict[str, Any], evaluation: str) -> str:
     apart = {(row["better"], row["worse"]) for row in pairs if row["separate"]}
     ranked = rank(task, evaluation)
     for place, scheme in enumerate(ranked[:-1], start=1):
-        alike = [name for name in ranked[place:] if (scheme, name) not in apart]
-        if len(alike) == len(ranked) - place:
-            said = f"not told apart from {listed(alike)}"
-        else:
-            said = "better than all that follow" + (f", but for {listed(alike)}" if alike else "")
-        lines.append(f"- `{scheme}`: {said}.")
+        rest = ranked[place:]
+        # The order is by all seeds that a scheme has, and a pair is compared by those that both have.
+        above = [name for name in rest if (name, scheme) in apart]
+        alike = [name for name in rest if (scheme, name) not in apart and name not in above]
+        said = []
+        if len(alike) + len(above) < len(rest):
+            but = alike + above
+            said.append("better than all that follow" + (f", but for {listed(but)}" if but else ""))
+        elif alike:
+            said.append(f"not told apart from {listed(alike)}")
+        if above:
+            said.append(f"by the seeds that both have worse than {listed(above)}")
+        lines.append(f"- `{scheme}`: {'; '.join(said)}.")
     return "\n".join(lines)
 
 

@@ -53,14 +53,24 @@ class Start:
 
     def require_place(self, scheme: str, model: PreTrainedModel) -> None:
         """Raises ValueError where a model has no place for some of the encoder's weights that it starts from."""
+        decodes = self.config_of(self.schemes[scheme]).is_decoder
+        if decodes != model.config.is_decoder:
+            raise ValueError(
+                f"it starts with is_decoder={decodes}, and has {model.config.is_decoder}: start from "
+                "a task whose tokens see the same others."
+            )
         own = {name: value.shape for name, value in model.base_model.state_dict().items()}
         for name, shape in self.shapes[self.schemes[scheme]].items():
             if own.get(name) != shape:
                 raise ValueError(f"it starts with {name} of {tuple(shape)}, for which it has no place.")
 
+    def config_of(self, scheme: str) -> HfRopeConfig:
+        """The configuration of the study's models under one of its own schemes."""
+        return HfRopeConfig(**{**self.task.config(), **self.study.config_keys[scheme]})
+
     def shapes_of(self, scheme: str) -> dict[str, torch.Size]:
         """The sizes of the encoder's weights, under one of the study's own schemes."""
-        config = HfRopeConfig(**{**self.task.config(), **self.study.config_keys[scheme]})
+        config = self.config_of(scheme)
         with torch.device("meta"):
             encoder = self.task.head.from_config(config).base_model
         return {name: value.shape for name, value in encoder.state_dict().items()}

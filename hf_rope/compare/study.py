@@ -244,6 +244,7 @@ class Study:
                 raise ValueError(f"vocab_size is {config.vocab_size}, and the task has {tokens} tokens.")
             with torch.device("meta"):
                 model = task.head.from_config(config)
+            task.check_model(model)
             if (start := self.start_of(scheme)) is not None:
                 start.require_place(scheme, model)
             model.base_model.position.require_length(task.length)

@@ -106,7 +106,7 @@ def over_seeds(found: dict[int, dict[str, Any] | None], study: dict[str, Any]) -
     }
     if study["steps"]:
         summary["tokens_per_second"] = median(result["speed"]["tokens_per_second"] for result in results.values())
-        summary["seconds"] = fmean(result["speed"]["seconds"] for result in results.values())
+        summary["seconds"] = median(result["speed"]["seconds"] for result in results.values())
     if study["threshold"] is not None:
         summary["steps_to_threshold"] = [steps_to(curve, study["threshold"]) for curve in curves]
     return summary

@@ -127,6 +127,17 @@ def test_a_training_that_diverged_ends_in_an_error(script, finetune):
         finetune(script, ROWS[script], *COLUMNS[script], "--learning_rate", "1e30", "--eval_strategy", "no")
 
 
+def test_each_split_is_evaluated_on_its_own_rows_whatever_the_loaders(finetune, tmp_path):
+    """transformers keeps a loader whose workers persist, and gives it for another data set too."""
+    rows = ROWS[finetune_classification]
+    other = [{**rows[0], "label": label} for label in (0, 1, 1)]
+    (tmp_path / "others.jsonl").write_text("\n".join(map(json.dumps, other)))
+    workers = ["--dataloader_num_workers", 1, "--dataloader_persistent_workers", "True"]
+    finetune(finetune_classification, rows, "--test_file", tmp_path / "others.jsonl", *workers)
+    found = json.loads((tmp_path / "out/results.json").read_text())
+    assert round(3 * found["test"]["accuracy"], 3) in (1, 2)
+
+
 def test_a_metric_that_fails_leaves_the_trained_model(finetune, tmp_path, monkeypatch):
     def fail(*_):
         raise ZeroDivisionError

@@ -21,6 +21,13 @@ def test_words_of_a_csv_file_stay_words(tmp_path):
     assert rows["label"][:] == [1, 2, 3, 4]
 
 
+def test_columns_of_other_kinds_in_two_files_are_refused(tmp_path):
+    for name, label in (("a", "1"), ("b", "good")):
+        (tmp_path / f"{name}.csv").write_text(f"text,label\nx,{label}\n")
+    with pytest.raises(SystemExit, match=r"Files hold other kinds of values in one column, .*a\.csv has .*b\.csv has "):
+        load_files([str(tmp_path / f"{name}.csv") for name in "ab"], ["text", "label"])
+
+
 def test_rows_without_text_are_left_out_of_every_split(tmp_path):
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, [{"text": None}, {"text": " "}, {"text": "a"}])))
     assert load_split(DataArguments(), "test", ["text"], [str(tmp_path / "test.jsonl")])["text"][:] == ["a"]

@@ -55,6 +55,9 @@ class Task:
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be 1 or more.")
 
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Raises ValueError where a model, on the meta device, can be trained and not be measured."""
+
     def files(self) -> list[str]:
         """The names of the files that it reads, as the study gives them."""
         return []

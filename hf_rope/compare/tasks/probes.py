@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from huggingface_hub.dataclasses import strict
 
-from ...analysis import long_term_decay
+from ...analysis import long_term_decay, require_scores
 from ...probing import by_distance, identical_word_scores, position_properties
 from .language import MaskedLM
 
@@ -36,6 +36,9 @@ class PositionProbes(MaskedLM):
             raise ValueError(f"length is {self.length}; positions are compared in windows of 8 or more.")
         if not 1 <= self.words <= 256:
             raise ValueError(f"words is {self.words}; it must be from 1 to 256.")
+
+    def check_model(self, model):
+        require_scores(model.base_model)
 
     def measure(self, model) -> dict[str, Any]:
         """The means over layers, heads and bytes; without the properties that no scores show, as those of `none`."""
