@@ -236,7 +236,7 @@ def eager_attention(
     if mask is not None:
         scores = (scores + mask).clamp(min=torch.finfo(scores.dtype).min)
     probabilities = scores.softmax(-1).to(scores.dtype)  # autocast makes some kinds of it float32
-    probabilities = nn.functional.dropout(probabilities, dropout, training=dropout > 0)
+    probabilities = nn.functional.dropout(probabilities, dropout, attn.dropout.training)
     out = probabilities @ value
     if value_term is not None:
         out = out + value_term(probabilities)
