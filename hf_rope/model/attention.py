@@ -214,7 +214,7 @@ def cut(states: States, start: int, group: Group) -> States:
 
 
 def eager_attention(
-    attn: nn.Module,
+    attn: MultiHead,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
