@@ -258,7 +258,7 @@ def build_configs(arguments: Arguments, tokenizer: PreTrainedTokenizerBase, stag
     for config in configs:
         try:
             with torch.device("meta"):
-                AutoModelForMaskedLM.from_config(config)
+                limit = AutoModelForMaskedLM.from_config(config).base_model.position.max_length
         except ValueError as error:
             raise SystemExit(f"{error}") from error
         if len(tokenizer) > config.vocab_size:
@@ -266,7 +266,6 @@ def build_configs(arguments: Arguments, tokenizer: PreTrainedTokenizerBase, stag
                 f"The tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size}: name with --tokenizer "
                 "the one that it was trained with."
             )
-        limit = SCHEMES[config.position_embedding_type](config).max_length
         if limit is not None and length > limit:
             raise SystemExit(
                 f"{LENGTH}={limit} ends the positions of {config.position_embedding_type!r}, and pieces of text have "

@@ -54,8 +54,9 @@ def retrofit(
     settings = {name: value for name, value in locals().items() if name in Recipe.__dataclass_fields__}
     recipe = Recipe(**settings)
     options = read_position_options(position_options)
+    # What cannot be carried over is refused now, and not after the training; a source that is none, before that.
     read_config(source, SOURCES)
-    others = sentence_transformer_files(source)  # refused now, and not after the training
+    others = sentence_transformer_files(source)
     found = retrofit_checkpoint(
         source, position, texts, checkpoints, options, recipe=recipe, resume=resume, progress=True
     )

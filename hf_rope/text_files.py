@@ -1,11 +1,14 @@
 """Texts, rows and JSON in files that a user can reach; what cannot be used is refused in one sentence."""
 
+import contextlib
 import json
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub.utils.sha import sha_fileobj
 
 
 def read_text(path: Path) -> str:
@@ -14,10 +17,8 @@ def read_text(path: Path) -> str:
     Raises:
         ValueError: it is not in UTF-8.
     """
-    try:
+    with in_utf8(path):
         return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error}): save it as such.") from None
 
 
 def read_lines(path: Path) -> Iterator[str]:
@@ -26,12 +27,24 @@ def read_lines(path: Path) -> Iterator[str]:
     Raises:
         ValueError: it is not in UTF-8.
     """
+    with in_utf8(path), path.open(encoding="utf-8") as file:
+        for line in file:
+            yield line.rstrip("\n")
+
+
+@contextlib.contextmanager
+def in_utf8(path: Path) -> Iterator[None]:
+    """Inside it, a file that is not in UTF-8 is refused in one sentence."""
     try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                yield line.rstrip("\n")
+        yield
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8 ({error}): save it as such.") from None
+
+
+def sha256(path: Path) -> str:
+    """The hash of what a file holds, which may be more than the memory does."""
+    with path.open("rb") as file:
+        return sha_fileobj(file).hex()
 
 
 def read_json(path: Path) -> Any:

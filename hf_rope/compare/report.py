@@ -182,10 +182,11 @@ def words(task: dict[str, Any], evaluation: str) -> str:
     for place, scheme in enumerate(ranked[:-1], start=1):
         rest = ranked[place:]
         # The order is by all seeds that a scheme has, and a pair is compared by those that both have.
+        below = [name for name in rest if (scheme, name) in apart]
         above = [name for name in rest if (name, scheme) in apart]
-        alike = [name for name in rest if (scheme, name) not in apart and name not in above]
+        alike = [name for name in rest if name not in below + above]
         said = []
-        if len(alike) + len(above) < len(rest):
+        if below:
             but = alike + above
             said.append("better than all that follow" + (f", but for {listed(but)}" if but else ""))
         elif alike:

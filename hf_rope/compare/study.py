@@ -1,6 +1,5 @@
 """Study: what a file says of a comparison, checked as a whole before anything runs, and the cells that follow."""
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -14,6 +13,7 @@ from transformers import PreTrainedConfig, TrainingArguments
 
 from ..model.configuration_hf_rope import HfRopeConfig
 from ..model.positions import SCHEMES
+from ..text_files import sha256
 from .cell import POSITION_LR, SET_BY_CELL, Cell
 from .settings import build, read_yaml, require_known
 from .start import Start
@@ -256,10 +256,7 @@ class Study:
         """All cells by (task, scheme, learning rate, seed), those included that a choice of the rate leaves out."""
         cells = {}
         files = {name: self.paths(task) for name, task in self.built_tasks.items()}
-        hashes = {
-            task: {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
-            for task, paths in files.items()
-        }
+        hashes = {task: {name: sha256(path) for name, path in paths.items()} for task, paths in files.items()}
         for task_name, scheme in self.pairs:
             task, keys = self.built_tasks[task_name], self.config_keys[scheme]
             config = HfRopeConfig(**{**task.config(), **keys})

@@ -86,7 +86,8 @@ def check_against_source(name: str, model: PreTrainedModel) -> tuple[float, floa
     class_name = (raw.get("architectures") or [""])[0]
     if not hasattr(transformers, class_name) or (head == "Model" and not class_name.endswith("Model")):
         class_name = "AutoModel" + head.removeprefix("Model")
-    native, config.return_dict = getattr(transformers, class_name), True
+    native = getattr(transformers, class_name)
+    config.return_dict = True
     source, info = native.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
     if absent := sorted(key for key in info["missing_keys"] if "pooler." not in key):
         raise ValueError(

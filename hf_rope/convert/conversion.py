@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ..model import modeling_hf_rope
 from ..model.configuration_hf_rope import OLD_NAMES, HfRopeConfig
+from ..model.modeling_hf_rope import classifier_dropout
 from .checkpoint import Checkpoint, read_checkpoint, read_generation, right_kinds
 from .source import Source, lacks, rename
 from .sources import SOURCES
@@ -83,7 +84,7 @@ def convert(
         settings = {**shared_settings(checkpoint.config), **source.settings(checkpoint.config, head)}
         own = HfRopeConfig(**settings)
     names = source.names_of(checkpoint.config) or {}
-    if head == "ForSequenceClassification" and "classifier.dense" in names and (rate := dropout_of(own)):
+    if head == "ForSequenceClassification" and "classifier.dense" in names and (rate := classifier_dropout(own).p):
         report.notes.append(
             f"Training differs: the source's classifier drops out ({rate}) before its dense layer as well as after it."
         )
@@ -151,11 +152,6 @@ def shared_settings(config) -> dict[str, Any]:
     known = {field.name for field in fields(config)}
     found = {name: getattr(config, name) for name in names if name in known or hasattr(type(config), name)}
     return found | {key: getattr(config, key) for key in CROSS_ENCODER_KEYS if hasattr(config, key)}
-
-
-def dropout_of(config: HfRopeConfig) -> float:
-    """Of the classifier."""
-    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
 def renamed_tensors(checkpoint: Checkpoint, source: Source, head: str, report: Report) -> tuple[dict, dict[str, str]]:

@@ -10,6 +10,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from ..model.configuration_hf_rope import HfRopeConfig
+from ..model.modeling_hf_rope import classifier_dropout
 from .checkpoint import read_checkpoint
 from .conversion import CROSS_ENCODER_KEYS, convert
 from .from_roformer import ANGLES, note_decoder
@@ -169,7 +170,7 @@ def bert_settings(config, head: str) -> dict[str, Any]:
 def roformer_settings(config, head: str, report: Report) -> dict[str, Any]:
     note_decoder(config, report)
     found = {"embedding_size": config.embedding_size, "rotary_value": config.position_options["rotary_value"]}
-    dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+    dropout = classifier_dropout(config).p
     if head == "ForMultipleChoice":
         return found | {
             "summary_type": "first",

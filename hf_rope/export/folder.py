@@ -117,7 +117,7 @@ def export(
             on_stage("checking")
             compare(exported, model, sessions[GRAPH], batches)
             if int8:
-                sessions[INT8] = compare_int8(exported, model, folder, batches, pools_first(others))
+                sessions[INT8] = compare_int8(exported, model, sessions[INT8], folder, batches, pools_first(others))
         on_stage("timing")
         exported.speeds = texts_per_second({"PyTorch": model, **sessions}, batches[TIMED])
         exported.tokens = float(batches[TIMED]["attention_mask"].sum(-1).float().mean())
@@ -151,13 +151,14 @@ def compare(exported: Exported, model: PreTrainedModel, graph: Session, batches:
         )
 
 
-def compare_int8(exported: Exported, model: PreTrainedModel, folder: Path, batches: Batches, first: bool) -> Session:
+def compare_int8(
+    exported: Exported, model: PreTrainedModel, graph: Session, folder: Path, batches: Batches, first: bool
+) -> Session:
     """Fills in the cosine of the int8 graph, and returns it: as it is, or written anew with more of it in float32.
 
     Raises:
         ValueError: neither is as near as is asked for.
     """
-    graph = Session(folder / INT8)
     exported.cosine = least = least_cosine(model, graph, batches.values(), first)
     if least < LEAST_COSINE:
         to_int8(folder / GRAPH, folder / INT8, FEED_FORWARD)

@@ -37,6 +37,9 @@ BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 OWN_KINDS = ("eager", "sdpa", "flex_attention")
 """Values of `attn_implementation` that take a mask; flash takes bounds, and a user's function is looked at."""
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where a module has its hooks, and PyTorch, after "_global", those on all modules."""
+
 
 class Group(NamedTuple):
     """Sequences of one length that lie side by side; plain numbers, which no tool has to move.
@@ -118,9 +121,8 @@ def is_observed(module: nn.Module) -> bool:
 
     Hooks, such as those of Opacus, Captum and people's own, expect the batch as it came; a hook on all modules too.
     """
-    kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
-    of_modules = (getattr(part, f"_{kind}") for part in module.modules() for kind in kinds)
-    of_all = (getattr(nn.modules.module, f"_global_{kind}") for kind in kinds)
+    of_modules = (getattr(part, name) for part in module.modules() for name in HOOKS)
+    of_all = (getattr(nn.modules.module, f"_global{name}") for name in HOOKS)
     return any(
         not (getattr(hook, "__module__", None) or "").startswith(("transformers.", "torch."))
         for hooks in chain(of_all, of_modules)

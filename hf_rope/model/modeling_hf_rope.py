@@ -661,6 +661,13 @@ def classifier_dropout(config) -> nn.Dropout:
     return nn.Dropout(config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout)
 
 
+def pooled(outputs: Any, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """(B, D): what the pooler made of an encoder's sequences; where it has none, the mean of their real tokens."""
+    if outputs.pooler_output is not None:
+        return outputs.pooler_output
+    return mean_of_tokens(outputs.last_hidden_state, attention_mask)
+
+
 def mean_of_tokens(x: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
     """(B, L, D) -> (B, D): the mean of the real tokens."""
     if attention_mask is None or attention_mask.ndim != 2:
@@ -703,10 +710,7 @@ class HfRopeForSequenceClassification(HfRopePreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        pooled = outputs.pooler_output
-        if pooled is None:
-            pooled = mean_of_tokens(outputs.last_hidden_state, attention_mask)
-        logits = self.classifier(self.dropout(pooled))
+        logits = self.classifier(self.dropout(pooled(outputs, attention_mask)))
         loss = None
         if labels is not None:
             check_row_labels(labels, self.config, len(logits))
@@ -859,10 +863,7 @@ class HfRopeForMultipleChoice(HfRopePreTrainedModel):
         choices = check_choices(input_ids, inputs_embeds)
         flat = {key: None if x is None else x.flatten(0, 1) for key, x in inputs.items()}
         outputs = self.model(**flat, return_dict=True, **kwargs)
-        pooled = outputs.pooler_output
-        if pooled is None:
-            pooled = mean_of_tokens(outputs.last_hidden_state, flat["attention_mask"])
-        logits = self.classifier(self.dropout(pooled)).view(-1, choices)
+        logits = self.classifier(self.dropout(pooled(outputs, flat["attention_mask"]))).view(-1, choices)
         check_labels(labels, logits.shape[:1], choices)
         return MultipleChoiceModelOutput(
             loss=None if labels is None else F.cross_entropy(logits, labels.to(logits.device)),

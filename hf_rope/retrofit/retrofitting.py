@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import ModelCard
-from huggingface_hub.utils.sha import sha_fileobj
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..convert import Report, convert
 from ..convert.checkpoint import read_tokenizer
 from ..folders import last_checkpoint
-from ..text_files import read_json, write_json
+from ..text_files import read_json, sha256, write_json
 from .measure import measure
 from .recipe import LONGEST, Recipe
 from .start import keep_positions
@@ -211,12 +210,7 @@ def weights_of(source: str | Path) -> list[str]:
 
 def contents(names: Sequence[str]) -> dict[str, str]:
     """A hash of what each file holds, so that a resume is of the same."""
-    found = {}
-    for name in names:
-        if Path(name).is_file():
-            with Path(name).open("rb") as file:
-                found[f"sha256 of {name}"] = sha_fileobj(file).hex()
-    return found
+    return {f"sha256 of {name}": sha256(Path(name)) for name in names if Path(name).is_file()}
 
 
 def check_folder(folder: Path, settings: dict[str, Any], resume: bool) -> None:
