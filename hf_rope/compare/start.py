@@ -56,8 +56,8 @@ class Start:
         decodes = self.config_of(self.schemes[scheme]).is_decoder
         if decodes != model.config.is_decoder:
             raise ValueError(
-                f"it starts with is_decoder={decodes}, and has {model.config.is_decoder}: start from a task whose tokens "
-                "see the same others."
+                f"it starts with is_decoder={decodes}, and has {model.config.is_decoder}: start from a task whose "
+                "tokens see the same others."
             )
         own = {name: value.shape for name, value in model.base_model.state_dict().items()}
         for name, shape in self.shapes[self.schemes[scheme]].items():
