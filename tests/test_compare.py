@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from helpers import refused
 from hf_rope.compare import cell as cells
-from hf_rope.compare import compare, report
+from hf_rope.compare import compare, report, runner
 from hf_rope.compare.cell import CELLS, COMPLETE, LOCK, PROGRESS, RESULT, read_result, run_cell
 from hf_rope.compare.choice import choose_rate
 from hf_rope.compare.figures import draw_scores
@@ -414,6 +414,23 @@ def test_several_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     refused(lambda: cells.require_device("cuda"), "4 GPUs", "CUDA_VISIBLE_DEVICES")
+
+
+@pytest.mark.parametrize(
+    ("precision", "known", "warned"),
+    [
+        ("bfloat16", {"avx2": True, "avx512_bf16": False}, True),
+        ("bfloat16", {"avx512_bf16": True}, False),
+        ("float32", {"avx2": True, "avx512_bf16": False}, False),
+    ],
+)
+def test_emulated_bfloat16_is_no_silent_wait(tmp_path, monkeypatch, precision, known, warned):
+    warnings = []
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    monkeypatch.setattr(runner.logger, "warning", warnings.append)
+    monkeypatch.setattr(runner, "run_study", lambda *_: {})
+    compare(tiny_study(precision=precision), tmp_path / "study")
+    assert ["emulates" in text and "precision: float32" in text for text in warnings] == [True] * warned
 
 
 def test_a_device_is_part_of_what_a_cell_is():

@@ -10,7 +10,9 @@ from typing import Any
 
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+from transformers.utils import logging
 
+from ..precision import computes_bfloat16
 from ..text_files import write_json
 from .cell import CELLS, ERROR, PROGRESS, Cell, read_result, require_device, run_cell
 from .choice import choose_rate
@@ -19,6 +21,7 @@ from .study import START, Study, make_study, read_study
 
 STUDY = "study.json"
 BACKENDS = ("loky", "ray", "dask")
+logger = logging.get_logger(__name__)
 
 
 def compare(
@@ -63,6 +66,11 @@ def compare(
         )
     if backend == "loky":
         require_device(checked.device)
+        if checked.precision == "bfloat16" and not computes_bfloat16(checked.device):
+            logger.warning(
+                "The study's precision is bfloat16, which this machine emulates: a step can take many times as long as "
+                "in float32. Run it where there is bfloat16, or write precision: float32, which is another study."
+            )
     with pool(backend, workers):
         return run_study(checked, folder, workers)
 
