@@ -9,6 +9,7 @@ from pathlib import Path
 
 import evaluate
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from datasets import Dataset, load_dataset
@@ -247,6 +248,44 @@ def test_an_exported_graph_takes_any_batch_and_length(scheme, shapes):
         with torch.no_grad():
             expected = model(*inputs)[real]
         torch.testing.assert_close(program.module()(*inputs)[real], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("feature_map", ["elu", "favor"])
+def test_an_exported_decoder_of_linear_attention_takes_any_length(feature_map):
+    settings = {"attention_type": "linear", "feature_map": feature_map, "max_position_embeddings": 512}
+    model = tiny_model("rotary", HfRopeForCausalLM, is_decoder=True, num_hidden_layers=1, **settings).eval()
+    example, dynamic = token_ids(2, 9), {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
+    inputs = (example, torch.ones_like(example))
+    program = torch.export.export(Logits(model), inputs, dynamic_shapes=(dynamic, dynamic)).module()
+    for batch, length in ((2, 9), (3, 5), (1, 128), (2, 300)):
+        ids = token_ids(batch, length)
+        with torch.no_grad():
+            torch.testing.assert_close(program(ids, torch.ones_like(ids)), model(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_graph_of_the_exporter_by_tracing_takes_any_batch_and_length(scheme, shapes, tmp_path):
+    model = Logits(tiny_model(scheme, HfRopeForMaskedLM, num_hidden_layers=1)).eval()
+    names = ["input_ids", "attention_mask"]
+    axes = {name: {0: "batch", 1: "length"} for name in [*names, "logits"]}
+    torch.onnx.export(
+        model,
+        shapes[0],
+        str(tmp_path / "model.onnx"),
+        input_names=names,
+        output_names=["logits"],
+        dynamic_axes=axes,
+        opset_version=18,
+        dynamo=False,
+    )
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    for inputs in shapes:
+        (found,) = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
+        real = inputs[1].bool()
+        with torch.no_grad():
+            torch.testing.assert_close(torch.tensor(found)[real], model(*inputs)[real], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

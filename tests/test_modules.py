@@ -279,6 +279,20 @@ def test_gradients_a_sample_by_vmap_are_those_of_each_row(case):
 
 
 @over(case=CASES)
+def test_several_values_of_one_parameter_at_once_give_what_each_gives(case):
+    model, ids = tiny_model(case).double().eval(), token_ids(2, 7)
+    for name in ("query", "key"):
+        key = f"layers.0.attention.{name}.weight"
+        values = torch.stack([model.get_parameter(key).detach() * factor for factor in (1, 2, 3)])
+
+        def states(value, key=key):
+            return functional_call(model, {key: value}, (ids,)).last_hidden_state
+
+        with torch.no_grad():
+            torch.testing.assert_close(vmap(states)(values), torch.stack([states(value) for value in values]))
+
+
+@over(case=CASES)
 def test_fewer_layers_of_a_checkpoint_are_its_first_ones(case, tmp_path):
     model, (ids, mask) = tiny_model(case), padded_batch()
     model.save_pretrained(tmp_path)

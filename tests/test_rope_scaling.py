@@ -82,6 +82,17 @@ def test_a_long_call_leaves_nothing_behind(rope_type):
     )
 
 
+@pytest.mark.parametrize("rope_type", TYPES)
+def test_angles_are_computed_where_the_model_is_whatever_the_default_device(rope_type):
+    model = tiny_model("rotary", **settings(rope_type))
+    ids = token_ids(1, 2 * ORIGINAL)
+    with torch.no_grad():
+        expected = model(ids).last_hidden_state
+        with torch.device("meta"):
+            found = model(ids).last_hidden_state
+    assert torch.equal(found, expected)
+
+
 @over(case=CASES)
 def test_a_long_call_leaves_nothing_behind_under_any_scheme(case):
     assert_independent_of_earlier_calls(tiny_model(case), 6, 60, 30)

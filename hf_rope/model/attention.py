@@ -36,7 +36,7 @@ class MultiHead(nn.Module):
 
     def by_head(self, x: torch.Tensor) -> torch.Tensor:
         """(B, L, D) -> (B, H, L, E)."""
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        return x.view(*x.shape[:-1], self.num_heads, self.head_dim).transpose(1, 2)
 
     def interface(self, query, key, value, *, mask, scaling: float, is_causal: bool, **kwargs) -> tuple[Any, Any]:
         """(B,H,Q,E), (B,H,K,E), (B,H,K,E) -> (B, Q, D), and the probabilities (B,H,Q,K) or None."""

@@ -23,5 +23,5 @@ def without_autocast(x: torch.Tensor) -> AbstractContextManager:
 
 
 def made_on(device: torch.device) -> AbstractContextManager:
-    """Inside it new tensors are made on an accelerator at once: a copy from the CPU would wait for its work to end."""
-    return nullcontext() if device.type == "cpu" or torch.compiler.is_compiling() else device
+    """Inside it new tensors are made there at once: a copy to an accelerator would wait for its work to end."""
+    return nullcontext() if torch.compiler.is_compiling() else device

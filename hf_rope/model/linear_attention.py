@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
-from transformers.utils.import_utils import is_tracing
+from transformers.utils.import_utils import is_torchdynamo_exporting, is_tracing
 
 from .attention import HfRopeAttention
 from .device import without_autocast
@@ -164,7 +164,7 @@ class HfRopeLinearAttention(HfRopeAttention):
 
     The mask says which tokens a query may see: (B, L) bool, True at real tokens, or int64, the number n of each token's
     packed sequence, which at padding is -1 - n. All is computed in float32 at least. Linear in L, but for an encoder's
-    packed sequences in one row, which are computed with all pairs.
+    packed sequences in one row and a decoder that torch.export has exported, which are computed with all pairs.
     """
 
     keeps_sums = True
@@ -234,8 +234,8 @@ def attend_to_all(query, key, turned, scale: torch.Tensor) -> torch.Tensor:
     """Each query sees every key: two of (B,H,L,F), the three as the scheme turned them -> (B,H,L,E)."""
     turned_query, turned_key, value = turned
     weights = (scale - finite(scale.amax(-1, keepdim=True))).exp()[..., None]
-    numerator = turned_query @ (turned_key.mT @ (value * weights))
-    return divide(numerator, query @ (key.mT @ weights.expand(*key.shape[:3], 1)))
+    numerator = turned_query @ (turned_key.transpose(-1, -2) @ (value * weights))
+    return divide(numerator, query @ (key.transpose(-1, -2) @ weights.expand(*key.shape[:3], 1)))
 
 
 def attend_in_blocks(
@@ -245,12 +245,14 @@ def attend_in_blocks(
 
     Within a block of C tokens all pairs are computed. Of earlier blocks, queries see sums over keys, a sum a block and
     those of the state first. Each query's keys are weighed relative to the largest factor among those that it sees, so
-    that no later token, no other sequence and no other row enters. An encoder's packed row is one block.
+    that no later token, no other sequence and no other row enters. An encoder's packed row, and what an
+    exported graph reads, is one block.
 
     Returns the output, the sums over all keys (B,H,F,E+1), and the logarithm (B,H) of their factor.
     """
     length = query.shape[-2]
-    size = min(BLOCK, length) if is_causal else length
+    # An exported graph is for any length, and torch.export would fix the number of blocks where it is 1.
+    size = min(BLOCK, length) if is_causal and not is_torchdynamo_exporting() else length
     rest = -length % size
 
     def in_blocks(x: torch.Tensor) -> torch.Tensor:

@@ -63,6 +63,7 @@ class ForwardKwargs(TypedDict, total=False):
     cu_seq_lens_k: torch.Tensor
     max_length_q: int
     max_length_k: int
+    seq_idx: torch.Tensor  # of collators that pack; position_ids and cu_seq_lens_q tell the same, and are read
 
 
 class CausalKwargs(ForwardKwargs, total=False):

@@ -64,7 +64,7 @@ class LayerShaw(ContentScore):
         rows = repeated(torch.arange(self.rows, device=query.device), samples)
         tables = [columns(self.relative_keys(rows) * self.scaling())]
         if self.relative_values is not None:
-            tables.append(columns(self.relative_values(rows)).mT)
+            tables.append(columns(self.relative_values(rows)).transpose(-1, -2))
         return States(query, key, value, tables=tuple(tables))
 
     def prepare(self, states, pairs):
@@ -74,7 +74,8 @@ class LayerShaw(ContentScore):
             distance = torch.arange(-farthest, farthest + 1, device=states.key.device)
             rows = distance.clamp(-self.max_distance, self.max_distance) + self.max_distance
             keys, *values = states.tables
-            states = states._replace(tables=(keys.mT[..., rows, :].mT, *(x[..., rows, :] for x in values)))
+            keys = keys.transpose(-1, -2)[..., rows, :].transpose(-1, -2)
+            states = states._replace(tables=(keys, *(x[..., rows, :] for x in values)))
         return super().prepare(states, pairs)
 
     def value_term(self, states, pairs, start):

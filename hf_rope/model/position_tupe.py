@@ -78,7 +78,7 @@ class TupePosition(PositionScheme):
         """(B or 1, L) -> (B or 1, H, L, E), with half of the scaling; position i has row i + 1, row 0 is [CLS]'s."""
         self.require_positions(positions)
         x = projection(self.norm(self.embeddings(positions + 1))) * (2 * self.head_dim) ** -0.25
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2).to(positions.device)
+        return x.view(*x.shape[:-1], self.num_heads, self.head_dim).transpose(1, 2).to(positions.device)
 
 
 class LayerTupe(LayerDistanceBias):

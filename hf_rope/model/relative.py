@@ -243,7 +243,7 @@ class ContentScore(LayerPosition):
             terms.append(by_query(query, tables.pop(0), pairs, start, states.key.shape[-2]))
         if self.by_key:
             terms.append(by_key(states.key, tables.pop(0), pairs, start, count))
-        return terms[0] if len(terms) == 1 else terms[0].add_(terms[1])
+        return terms[0] if len(terms) == 1 else terms[0] + terms[1]
 
     def score_term(self, states, pairs):
         return self.term_from(self.prepare(states, pairs), pairs, 0, states.query.shape[-2])
@@ -260,7 +260,8 @@ def repeated(rows: torch.Tensor, samples: int) -> torch.Tensor:
 
 def columns(rows: torch.Tensor) -> torch.Tensor:
     """(R, E) -> (E, R), and (B, R, E) -> (B, 1, E, R), which all heads share."""
-    return rows.mT if rows.ndim == 2 else rows.mT[:, None]
+    rows = rows.transpose(-1, -2)
+    return rows if rows.ndim == 2 else rows[:, None]
 
 
 def by_query(
@@ -282,7 +283,7 @@ def by_key(key: torch.Tensor, table: torch.Tensor, pairs: torch.Tensor | None, s
     what lies by key would take twice the time in bfloat16.
     """
     if pairs is None:
-        return joined([x.mT for x in bands(key, table, table.shape[-1] // 2 + start, count)], -1)
+        return joined([x.transpose(-1, -2) for x in bands(key, table, table.shape[-1] // 2 + start, count)], -1)
     if count == 1 and table.ndim < 4:  # a decoder's next token: one column a key, not all of them
         rows = table.expand(1, *table.shape) if table.ndim == 2 else table
         return (key * rows.transpose(1, 2)[:, pairs[:, 0]].transpose(0, 1)).sum(-1)[:, :, None]

@@ -3,7 +3,7 @@
 import logging
 
 import pytest
-from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, DataCollatorWithFlattening
 from transformers.masking_utils import sdpa_mask
 
 from heads import HEADS
@@ -38,6 +38,17 @@ def test_an_argument_that_nothing_reads_is_named(name, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         f"The forward has no argument {unread!r}, and nothing reads it: correct its name, or leave it out."
     ]
+
+
+def test_what_a_collator_that_packs_gives_is_known(caplog):
+    batch = DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_seq_idx=True)(
+        [{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}]
+    )
+    batch.pop("labels")
+    with caplog.at_level(logging.WARNING):
+        HEADS["encoder"].build()(**batch)
+    assert "seq_idx" in batch
+    assert not caplog.records
 
 
 def test_an_argument_for_a_function_of_the_users_is_its_own_affair(caplog):
