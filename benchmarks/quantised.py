@@ -15,8 +15,8 @@ from rich.table import Table
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 import hf_rope  # noqa: F401  (registers hf_rope with the Auto classes)
+from hf_rope.text_files import read_rows
 
-from .cases import read
 from .precision import PRECISIONS
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     torch.set_num_threads(2)
     tokenizer = AutoTokenizer.from_pretrained(arguments.folder)
     model = AutoModelForSequenceClassification.from_pretrained(arguments.folder).eval()
-    rows = read(arguments.test)
+    rows = [*read_rows(arguments.test)]
     labels = torch.tensor([model.config.label2id[str(row["label"])] for row in rows])
     texts = [row["text"] for row in rows]
     batches = [

@@ -1,14 +1,23 @@
 """The benchmark's own arithmetic; its timings are no tests."""
 
+import importlib
 import itertools
+import pkgutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import BertTokenizer
 
+import benchmarks
 from benchmarks import cases, measure, packing, retrofit
 from hf_rope.text_files import read_texts
+
+
+@pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(benchmarks.__path__)])
+def test_every_module_can_be_imported(name):
+    if name != "__main__":
+        importlib.import_module(f"benchmarks.{name}")
 
 
 def test_ratio_is_the_others_time_over_ours(monkeypatch):

@@ -117,6 +117,19 @@ def test_what_no_native_class_computes_is_refused(row):
         to_native(tiny_model(case, getattr(hf_rope, HEADS[head]), **changes))
 
 
+def test_a_subclass_of_a_head_goes_back_as_its_head_and_another_class_is_refused():
+    class OfTheUsers(hf_rope.HfRopeForMaskedLM):
+        pass
+
+    class NoHead(hf_rope.HfRopePreTrainedModel):
+        pass
+
+    ours = tiny_model("learned", OfTheUsers).double()
+    assert_equal(to_native(ours), ours)
+    with pytest.raises(ValueError, match="NoHead is no head of hf_rope, which has: HfRopeModel, "):
+        to_native(NoHead(ours.config))
+
+
 def test_only_hf_rope_models_go_back():
     with pytest.raises(TypeError, match="takes an hf_rope model, and got a BertModel"):
         to_native(native("bert"))

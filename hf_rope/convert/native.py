@@ -17,7 +17,7 @@ from .from_roformer import ANGLES, note_decoder
 from .from_rotary import check_rope, note_gate_dropout, split_gates
 from .source import refuse, rename
 from .sources import SOURCES
-from .weights import HEADS, Report, change_pairing, named_tensors
+from .weights import Report, change_pairing, head_of_model, named_tensors
 
 SHARED = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
@@ -69,7 +69,7 @@ def to_native(
     if not isinstance(model, PreTrainedModel) or model.config.model_type != HfRopeConfig.model_type:
         raise TypeError(f"to_native takes an hf_rope model, and got a {type(model).__name__}.")
     config = model.config
-    head = next(head for head, ours in HEADS.items() if ours == type(model).__name__)
+    head = head_of_model(model)
     refuse(config, "attention_type", "native classes have softmax attention alone", unless=("softmax",))
     known = "only learned and rotary have a native class to go back to"
     refuse(config, "position_embedding_type", known, unless=("learned", "rotary"))

@@ -24,6 +24,15 @@ HEAD_PARTS = ("pooler.", "lm_head.", "classifier.", "qa_outputs.")
 """What the tensors of the heads begin with; a head that the target does not have may leave them out."""
 
 
+def head_of_model(model: nn.Module) -> str:
+    """The key of `HEADS` whose class a model has, or a subclass of it; raises ValueError where it has none."""
+    for cls in type(model).__mro__:
+        for head, ours in HEADS.items():
+            if cls.__name__ == ours:
+                return head
+    raise ValueError(f"{type(model).__name__} is no head of hf_rope, which has: {', '.join(HEADS.values())}.")
+
+
 @dataclass
 class Report:
     """What a conversion did.

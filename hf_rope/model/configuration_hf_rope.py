@@ -212,7 +212,7 @@ class HfRopeConfig(PreTrainedConfig):
             self.feature_map = "elu"
         if self.feature_map == "favor":
             if self.num_features is None:
-                self.num_features = 4 * (self.hidden_size // self.num_attention_heads)
+                self.num_features = 4 * (self.hidden_size // max(1, self.num_attention_heads))  # 0 is refused later
             if self.feature_seed is None:
                 self.feature_seed = 0
 

@@ -38,7 +38,7 @@ OWN_KINDS = ("eager", "sdpa", "flex_attention")
 """Values of `attn_implementation` that take a mask; flash takes bounds, and a user's function is looked at."""
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-"""Where a module has its hooks, and PyTorch, after "_global", those on all modules."""
+"""The attributes in which a module keeps its hooks; torch keeps those of all modules under "_global" and this name."""
 
 
 class Group(NamedTuple):

@@ -58,6 +58,7 @@ class ForwardKwargs(TypedDict, total=False):
     output_attentions: bool
     output_hidden_states: bool
     return_dict: bool
+    is_causal: bool
     num_items_in_batch: torch.Tensor | int | None
     cu_seq_lens_q: torch.Tensor
     cu_seq_lens_k: torch.Tensor
@@ -219,7 +220,8 @@ class HfRopePreTrainedModel(PreTrainedModel):
     """Whether the class works with is_decoder=True only, or with False only; None where it works with both."""
 
     def __init__(self, config, *args, **kwargs):
-        config.validate_position()  # once more: the configuration may have been changed since it was built
+        config.validate_architecture()  # once more: the configuration may have been changed since it was built
+        config.validate_position()
         config.validate_decoder()
         config.validate_attention()
         if self.needs_decoder is not None and config.is_decoder != self.needs_decoder:

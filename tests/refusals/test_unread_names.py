@@ -40,13 +40,13 @@ def test_an_argument_that_nothing_reads_is_named(name, caplog):
     ]
 
 
-def test_what_a_collator_that_packs_gives_is_known(caplog):
+def test_what_a_collator_that_packs_gives_and_what_is_refused_elsewhere_are_known(caplog):
     batch = DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_seq_idx=True)(
         [{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}]
     )
     batch.pop("labels")
     with caplog.at_level(logging.WARNING):
-        HEADS["encoder"].build()(**batch)
+        HEADS["encoder"].build()(**batch, is_causal=False)
     assert "seq_idx" in batch
     assert not caplog.records
 
