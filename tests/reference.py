@@ -93,12 +93,10 @@ def tupe_score(p, layer, head, i, j, q, k, n):
         x = F.layer_norm(p.embeddings.weight[row], (p.config.hidden_size,), p.norm.weight, p.norm.bias, p.norm.eps)
         return (linear.weight @ x)[head * d : (head + 1) * d]
 
-    rows = (i + 1, j + 1)
-    if p.options.untie_cls and i == 0:
-        rows = (0, 0)
-    elif p.options.untie_cls and j == 0:
-        rows = (1, 1)
-    score = (q @ k + projected(p.query, rows[0]) @ projected(p.key, rows[1])) / math.sqrt(2 * d)
+    if p.options.untie_cls and 0 in (i, j):  # instead of all that the two positions would have
+        row = 0 if i == 0 else 1
+        return (q @ k + projected(p.query, row) @ projected(p.key, row)) / math.sqrt(2 * d)
+    score = (q @ k + projected(p.query, i + 1) @ projected(p.key, j + 1)) / math.sqrt(2 * d)
     if p.options.relative_bias:
         score = score + p.bias.weight[t5_bucket(j - i, p.options.num_buckets, p.options.max_distance), head]
     return score

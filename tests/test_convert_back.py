@@ -117,6 +117,26 @@ def test_what_no_native_class_computes_is_refused(row):
         to_native(tiny_model(case, getattr(hf_rope, HEADS[head]), **changes))
 
 
+def test_what_training_changes_is_said_either_way():
+    ours = tiny_model("rotary", hf_rope.HfRopeForSequenceClassification, classifier_dropout=0.5)
+    theirs, report = to_native(ours, return_report=True)
+    assert any("drops out (0.5) before its dense layer" in note for note in report.notes)
+    assert any(
+        "drops out (0.5) before its dense layer" in note for note in convert(theirs, return_report=True)[1].notes
+    )
+    theirs, report = to_native(tiny_model("learned", hf_rope.HfRopeForQuestionAnswering), return_report=True)
+    for notes in (report.notes, convert(theirs, return_report=True)[1].notes):
+        assert any("padding takes no part in the softmax" in note for note in notes)
+
+
+@pytest.mark.parametrize("case", ["learned", "rotary", "rotary-gated"])
+def test_ids_of_tokens_go_both_ways(case):
+    theirs = to_native(tiny_model(case, bos_token_id=5, eos_token_id=6))
+    back = convert(theirs)
+    for config in (theirs.config, back.config):
+        assert (config.bos_token_id, config.eos_token_id) == (5, 6)
+
+
 def test_a_subclass_of_a_head_goes_back_as_its_head_and_another_class_is_refused():
     class OfTheUsers(hf_rope.HfRopeForMaskedLM):
         pass

@@ -14,7 +14,7 @@ from ..model.modeling_hf_rope import classifier_dropout
 from .checkpoint import Checkpoint, read_checkpoint, read_generation, right_kinds
 from .source import Source, lacks, rename
 from .sources import SOURCES
-from .weights import HEAD_PARTS, HEADS, Report, change_pairing, is_positional, named_tensors
+from .weights import HEAD_PARTS, HEADS, PADDED_ANSWERS, Report, change_pairing, is_positional, named_tensors
 
 OWN_SETTINGS = {
     *("embedding_size", "position_embedding_type", "position_options", "rope_parameters", "classifier_pooling"),
@@ -88,6 +88,8 @@ def convert(
         report.notes.append(
             f"Training differs: the source's classifier drops out ({rate}) before its dense layer as well as after it."
         )
+    if head == "ForQuestionAnswering" and checkpoint.config.model_type != HfRopeConfig.model_type:
+        report.notes.append(PADDED_ANSWERS)
     tensors, origin = renamed_tensors(checkpoint, source, head, report)
     if untied(tensors):
         settings["tie_word_embeddings"] = False
@@ -167,6 +169,8 @@ def renamed_tensors(checkpoint: Checkpoint, source: Source, head: str, report: R
             key = key.removesuffix(".gamma") + ".weight" if key.endswith(".gamma") else key[: -len("beta")] + "bias"
         if reason := next((why for pattern, why in source.dropped.items() if re.search(pattern, key)), None):
             report.dropped[key] = reason
+        elif not tensor.numel():
+            report.dropped[key] = "empty"
         else:
             tensors[key] = tensor
     source.adapt(tensors, checkpoint.config, head, report)

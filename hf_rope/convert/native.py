@@ -17,13 +17,13 @@ from .from_roformer import ANGLES, note_decoder
 from .from_rotary import check_rope, note_gate_dropout, split_gates
 from .source import refuse, rename
 from .sources import SOURCES
-from .weights import Report, change_pairing, head_of_model, named_tensors
+from .weights import PADDED_ANSWERS, Report, change_pairing, head_of_model, named_tensors
 
 SHARED = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size"),
     *("initializer_range", "layer_norm_eps", "pad_token_id", "id2label", "label2id", "problem_type"),
-    *("chunk_size_feed_forward", "tie_word_embeddings"),
+    *("chunk_size_feed_forward", "tie_word_embeddings", "bos_token_id", "eos_token_id"),
 )
 DECODING = ("is_decoder", "add_cross_attention", "use_cache")
 BLOCKS = {
@@ -84,6 +84,13 @@ def to_native(
     native_config = getattr(transformers, f"{family}Config")(**native_settings(config, head, family, report))
     source = SOURCES[native_config.model_type]
 
+    if head == "ForQuestionAnswering":
+        report.notes.append(PADDED_ANSWERS)
+    rate = classifier_dropout(config).p if "classifier.dense" in source.names else 0
+    if head == "ForSequenceClassification" and rate:
+        report.notes.append(
+            f"Training differs: {family}'s classifier drops out ({rate}) before its dense layer as well as after it."
+        )
     tensors = named_tensors(model)
     pairing = "interleaved" if family == "RoFormer" else "halves"
     if config.position_options.get("pairing", pairing) != pairing:

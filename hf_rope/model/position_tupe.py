@@ -13,11 +13,11 @@ from .relative import LayerDistanceBias, distances
 
 
 class TupePosition(PositionScheme):
-    """s_ij = q_i . k_j / sqrt(2d) + (LN(p_i) U_Q) . (LN(p_j) U_K) / sqrt(2d) [+ T5's bias: TUPE-R].
+    """s_ij = q_i . k_j / sqrt(2d) + reset((LN(p_i) U_Q) . (LN(p_j) U_K) / sqrt(2d) [+ T5's bias: TUPE-R]).
 
     The table, its norm, U_Q and U_K (no bias) are shared by all layers; nothing is added to the embeddings. With
-    `untie_cls`, the pairs of position 0 get two numbers of their own a head: one for [CLS] to all, one for others to
-    [CLS]. Raises ValueError for a position beyond the table.
+    `untie_cls`, `reset` gives the pairs of position 0 two numbers of their own a head: one for [CLS] to all, one for
+    others to [CLS]. Raises ValueError for a position beyond the table.
     """
 
     kind = "APE+RPE"
@@ -63,15 +63,15 @@ class TupePosition(PositionScheme):
         """The positions' own scores, (B or 1, H, Q, K)."""
         query, key = self.project(self.query, places.queries), self.project(self.key, places.keys)
         term = query @ key.transpose(-1, -2)
+        if self.bias is not None:
+            buckets = bucket(distances(places), self.options.num_buckets, self.options.max_distance)
+            term = term + self.bias(buckets).permute(0, 3, 1, 2).to(term.device)
         if self.options.untie_cls:
             rows = torch.arange(2, device=places.queries.device)[None]
             query, key = self.project(self.query, rows - 1), self.project(self.key, rows - 1)
             from_cls, to_cls = (query * key).sum(-1)[..., None].unbind(-2)
             term = torch.where(places.keys[:, None, None, :] == 0, to_cls[..., None], term)
             term = torch.where(places.queries[:, None, :, None] == 0, from_cls[..., None], term)
-        if self.bias is not None:
-            buckets = bucket(distances(places), self.options.num_buckets, self.options.max_distance)
-            term = term + self.bias(buckets).permute(0, 3, 1, 2).to(term.device)
         return term
 
     def project(self, projection: nn.Linear, positions: torch.Tensor) -> torch.Tensor:
