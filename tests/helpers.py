@@ -47,9 +47,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "deberta-absolute": {
         "position_options": {"absolute_embeddings": True, "position_buckets": 8, "max_relative_positions": 16}
     },
-    "alibi-6-heads": {"num_attention_heads": 6, "hidden_size": 36},
+    "alibi-symmetric": {"position_options": {"form": "symmetric"}},
+    "alibi-6-heads": {"position_options": {"form": "symmetric"}, "num_attention_heads": 6, "hidden_size": 36},
     "alibi-one-sided": {"position_options": {"form": "one_sided"}, "num_attention_heads": 6, "hidden_size": 36},
-    "alibi-learned": {"position_options": {"form": "learned"}},
     "kerple-power": {"position_options": {"kernel": "power"}},
     "fire-narrow": {"position_options": {"width": 5, "threshold": 3}},
     "rotary-halves": {"position_options": {"pairing": "halves"}},

@@ -31,8 +31,11 @@ def test_schemes_that_see_distances_alone_are_translation_invariant_and_no_other
         assert found.max() < 0.999
 
 
-@pytest.mark.parametrize(("case", "symmetric"), [("alibi", True), ("alibi-6-heads", True), ("alibi-one-sided", False)])
-def test_alibi_is_symmetric_and_falls_with_distance_in_its_first_form_alone(case, symmetric):
+@pytest.mark.parametrize(
+    ("case", "symmetric"),
+    [("alibi", False), ("alibi-symmetric", True), ("alibi-6-heads", True), ("alibi-one-sided", False)],
+)
+def test_alibi_is_symmetric_and_falls_with_distance_in_its_symmetric_form_alone(case, symmetric):
     found = properties(case)
     ones = torch.ones_like(found["symmetry"])
     for name in ("symmetry", "monotonicity"):

@@ -20,7 +20,7 @@ FOLDER = RESULTS / "right_answers"
 STUDY_SETTINGS = json.loads((FOLDER / STUDY).read_text(encoding="utf-8"))["study"]
 SETTINGS = STUDY_SETTINGS["tasks"]
 ORDERS = 16
-BLIND_TO_DIRECTION = ("alibi", "kerple")
+BLIND_TO_DIRECTION = ("alibi, symmetric", "kerple")
 FIXED_ORDER = ("copy", "reverse", "dyck_depth")
 """Tasks in which not every order of a sequence's tokens is a sequence of the task."""
 SLACK = 0.1

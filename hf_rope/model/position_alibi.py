@@ -15,16 +15,14 @@ HIDDEN = -1e4
 
 
 class AlibiPosition(DistanceBias):
-    """s_ij = q_i . k_j / sqrt(d) - m_h |i - j|, m_h = 2^(-8h/H) for h = 1..H.
+    """s_ij = q_i . k_j / sqrt(d) - m_ij |i - j|, in the three forms of the author's note on encoders.
 
-    Where H is no power of two: the slopes of the power below, then every second slope of the power above. In a decoder
-    it is the paper's own form. No length limit.
-
-    Symmetric, it cannot tell left from right. The other two forms, of the author's note on encoders
-    (ofirpress/attention_with_linear_biases, issue 5), can:
-
+    - learned: two trained slopes a head, m_ij = sigmoid(a_h) for j < i and sigmoid(b_h) for j > i.
+    - symmetric: m_ij = 2^(-8h/H) for h = 1..H. It cannot tell left from right. In a decoder it is the paper's own form.
     - one_sided: the slopes of H/2 heads, twice. The first half of the heads sees j <= i only, the second j >= i.
-    - learned: two trained slopes a head, sigmoid(a_h) for j < i and sigmoid(b_h) for j > i.
+
+    Fixed slopes where H is no power of two: those of the power below, then every second slope of the power above. No
+    length limit. The note: ofirpress/attention_with_linear_biases, issue 5.
     """
 
     kind = "RPE"
@@ -33,9 +31,9 @@ class AlibiPosition(DistanceBias):
     @strict
     @dataclass
     class Options:
-        """form: "symmetric", "one_sided" or "learned"."""
+        """form: "learned", "symmetric" or "one_sided"."""
 
-        form: Literal["symmetric", "one_sided", "learned"] = "symmetric"
+        form: Literal["learned", "symmetric", "one_sided"] = "learned"
 
     def __init__(self, config):
         super().__init__(config)

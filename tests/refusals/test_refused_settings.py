@@ -48,7 +48,7 @@ CONFIGS = {
         *("deberta", options(max_relative_positions=1)),
         *("['max_relative_positions'] is 1", "2 or more"),
     ),
-    "alibi form": ("alibi", options(form="left"), "'form'", "'symmetric', 'one_sided', 'learned'"),
+    "alibi form": ("alibi", options(form="left"), "'form'", "'learned', 'symmetric', 'one_sided'"),
     "alibi heads": (
         *("alibi", {**options(form="one_sided"), "num_attention_heads": 1}),
         *("['form'] is 'one_sided'", "num_attention_heads is 1", "use an even number, or another form"),
@@ -86,6 +86,10 @@ CONFIGS = {
         rope(**{**LONGROPE, "long_factor": [0.0] * 4}),
         "['long_factor'] holds 0.0",
         "above 0",
+    ),
+    "no heads with FAVOR+": (
+        *("none", {"num_attention_heads": 0, "attention_type": "linear", "feature_map": "favor"}),
+        *("num_attention_heads is 0", "1 or more"),
     ),
     "initial spread": ("none", {"initializer_range": float("inf")}, "initializer_range is inf", "0 or more"),
     "partial of nothing": ("rotary", rope(partial_rotary_factor=0.1), "even rotary size of 2 or more", "got 0"),
@@ -164,6 +168,12 @@ def test_scheme_changed_on_a_built_configuration(row):
     config = tiny_config(before)
     config.position_embedding_type = after
     refused(lambda: HfRopeModel(config), *mentions)
+
+
+def test_sizes_changed_on_a_built_configuration():
+    config = tiny_config("none")
+    config.hidden_size = 33
+    refused(lambda: HfRopeModel(config), "hidden_size=33", "num_attention_heads=4")
 
 
 SEES_NOTHING_LATER = ("is_decoder=True", "no token after its own", "pass is_decoder=False")
