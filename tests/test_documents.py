@@ -200,7 +200,8 @@ def test_table_of_starts_agrees_with_the_code(row):
         for part in {*stated} & {*key.split(".")}:
             if "position." in key or part == "word_embeddings":
                 values = torch.cat([state[key].flatten() for state in states])  # some have a number a head
-                assert values.std().item() == pytest.approx(float(stated[part]), rel=0.15), key
+                error = 2.5 / (2 * len(values)) ** 0.5  # of an estimate from so few: 2.5 times its own spread
+                assert values.std().item() == pytest.approx(float(stated[part]), rel=max(0.15, error)), key
 
 
 OF_OPTIONS = [
