@@ -12,7 +12,7 @@ from ..model.checks import check_ids
 from .checkpoint import read_config, read_tokenizer
 from .source import RELATIVE_KEYS
 from .sources import SOURCES
-from .weights import head_of_model
+from .weights import HEADS
 
 TEXTS = (
     "Rotary embeddings turn queries and keys by an angle that grows with the position.",
@@ -82,7 +82,7 @@ def check_against_source(name: str, model: PreTrainedModel) -> tuple[float, floa
             f"{name} has position_embedding_type={raw['position_embedding_type']!r}, which no class of transformers 5 "
             "computes, so there is nothing to check against: convert it without --check."
         )
-    head = head_of_model(model)
+    head = next(head for head in HEADS if type(model).__name__.endswith(head))
     class_name = (raw.get("architectures") or [""])[0]
     if not hasattr(transformers, class_name) or (head == "Model" and not class_name.endswith("Model")):
         class_name = "AutoModel" + head.removeprefix("Model")
