@@ -47,6 +47,14 @@ REFUSALS = {
     "scheme's settings": ({"schemes": {"rotary": 3}}, "scheme 'rotary' is 3"),
     "unknown key of a scheme": ({"schemes": {"rotary": {"rope_theta_": 3}}}, "'rope_theta_'", "scheme 'rotary'"),
     "unknown key of the model": ({"model": {"hidden_sise": 3}}, "'hidden_sise'", "'hidden_size'"),
+    "one scheme for all": (
+        {"model": {**MODEL, "position_embedding_type": "shaw"}},
+        *("model has position_embedding_type='shaw'", "schemes"),
+    ),
+    "a scheme under the name of another": (
+        {"schemes": {"rotary": {"position_embedding_type": "learned"}}},
+        *("scheme 'rotary'", "'learned'", "a name of its own"),
+    ),
     "unknown key of training": ({"training": {"warmup": 3}}, "'warmup'", "'warmup_steps'"),
     "training": ({"training": {"lr_scheduler_type": "steep"}}, "training: steep"),
     "what a cell sets": ({"training": {"max_steps": 3}}, "'max_steps'"),

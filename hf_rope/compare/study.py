@@ -120,6 +120,8 @@ class Study:
                 "that the last step is measured."
             )
         require_known(self.model, CONFIG_KEYS, "model")
+        if (scheme := self.model.get("position_embedding_type")) is not None:
+            raise ValueError(f"model has position_embedding_type={scheme!r}; that is for schemes to say: leave it out.")
         require_known(self.training, TRAINING_KEYS, "training")
         self.training_arguments()
         for name, task in self.built_tasks.items():
@@ -219,6 +221,9 @@ class Study:
                 require_known({name: None}, SCHEMES, "schemes")
             before = {"position_embedding_type": name} if self.built_start is None else self.built_start.keys(name)
             own = {key: value for key, value in given.items() if key not in ("start", POSITION_LR)}
+            other = own.get("position_embedding_type", name)
+            if name in SCHEMES and other != name:
+                raise ValueError(f"scheme {name!r} has position_embedding_type={other!r}: give it a name of its own.")
             keys[name] = {**before, **self.model, **own}
         return keys | {name + FROM_SCRATCH: keys[name] for name in self.from_scratch}
 
