@@ -23,6 +23,7 @@ from transformers.modelcard import (
     parse_log_history,
 )
 
+from .convert.weights import HEADS, head_of_model
 from .model.configuration_hf_rope import AUTO_MAP, HfRopeConfig
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -213,26 +214,13 @@ def read_scheme(scheme: str) -> dict[str, Any]:
 def task_of(model: PreTrainedModel) -> str:
     """The Hub's name of what the head does."""
     tables: dict[str, Any] = TASK_MAPPING
-    name = head_of(model)
+    name = HEADS[head_of_model(model)]
     return TASKS.get(name) or next(task for task, names in tables.items() if name in names.values())
 
 
 def auto_class_of(model: PreTrainedModel) -> str:
     """The Auto class that loads the head."""
-    return next(auto for auto, reference in AUTO_MAP.items() if reference.endswith(f".{head_of(model)}"))
-
-
-def head_of(model: PreTrainedModel) -> str:
-    """The name of the head of hf_rope that a model is, or is a subclass of.
-
-    Raises:
-        ValueError: it is none.
-    """
-    heads = {reference.rpartition(".")[2] for reference in AUTO_MAP.values()}
-    for cls in type(model).__mro__:
-        if cls.__name__ in heads:
-            return cls.__name__
-    raise ValueError(f"{type(model).__name__} is no head of hf_rope, and a card needs to know its task.")
+    return next(auto for auto, reference in AUTO_MAP.items() if reference.endswith(f".{HEADS[head_of_model(model)]}"))
 
 
 def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:

@@ -17,9 +17,9 @@ class BatchSeededMasking(DataCollatorForLanguageModeling):
     """transformers' masked-LM collator, with masks drawn from a generator that the batch seeds.
 
     The same rows are masked alike under every scheme, in every evaluation and after a resume; so a batch of one row is
-    masked alike in every epoch, where rows of larger ones meet others. Where none is drawn, one token is masked all the
-    same, since a loss over none is NaN. Rows may bring `position_ids`, such as those of `hf_rope.packing.pack`; they
-    are padded as the ids are.
+    masked alike in every epoch, where rows of larger ones meet others. A draw that masks nothing is
+    repeated, since a loss over no token is NaN. Rows may bring `position_ids`, such as those of `hf_rope.packing.pack`;
+    they are padded as the ids are.
     """
 
     def torch_call(self, examples: list[Any]) -> dict[str, torch.Tensor]:

@@ -13,11 +13,12 @@ import benchmarks
 from benchmarks import cases, measure, packing, retrofit
 from hf_rope.text_files import read_texts
 
+MODULES = [module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name != "__main__"]
 
-@pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(benchmarks.__path__)])
+
+@pytest.mark.parametrize("name", MODULES)
 def test_every_module_can_be_imported(name):
-    if name != "__main__":
-        importlib.import_module(f"benchmarks.{name}")
+    importlib.import_module(f"benchmarks.{name}")
 
 
 def test_ratio_is_the_others_time_over_ours(monkeypatch):

@@ -14,7 +14,7 @@ from ..model.modeling_hf_rope import classifier_dropout
 from .checkpoint import Checkpoint, read_checkpoint, read_generation, right_kinds
 from .source import Source, lacks, rename
 from .sources import SOURCES
-from .weights import HEAD_PARTS, HEADS, PADDED_ANSWERS, Report, change_pairing, is_positional, named_tensors
+from .weights import HEAD_PARTS, HEADS, Report, change_pairing, is_positional, named_tensors
 
 OWN_SETTINGS = {
     *("embedding_size", "position_embedding_type", "position_options", "rope_parameters", "classifier_pooling"),
@@ -83,13 +83,8 @@ def convert(
         source.check(checkpoint.config, head)
         settings = {**shared_settings(checkpoint.config), **source.settings(checkpoint.config, head)}
         own = HfRopeConfig(**settings)
-    names = source.names_of(checkpoint.config) or {}
-    if head == "ForSequenceClassification" and "classifier.dense" in names and (rate := classifier_dropout(own).p):
-        report.notes.append(
-            f"Training differs: the source's classifier drops out ({rate}) before its dense layer as well as after it."
-        )
-    if head == "ForQuestionAnswering" and checkpoint.config.model_type != HfRopeConfig.model_type:
-        report.notes.append(PADDED_ANSWERS)
+    if (names := source.names_of(checkpoint.config)) is not None:
+        note_training(head, names, own, "the source", report)
     tensors, origin = renamed_tensors(checkpoint, source, head, report)
     if untied(tensors):
         settings["tie_word_embeddings"] = False
@@ -126,6 +121,19 @@ def convert(
         model.to(model_or_name.device)
     model.eval()
     return (model, report) if return_report else model
+
+
+def note_training(head: str, names: dict[str, str], config, whose: str, report: Report) -> None:
+    """Notes what a native head trains otherwise than ours, of a configuration of ours; `names` are its family's."""
+    rate = classifier_dropout(config).p
+    if head == "ForSequenceClassification" and "classifier.dense" in names and rate:
+        report.notes.append(
+            f"Training differs: {whose}'s classifier drops out ({rate}) before its dense layer as well as after it."
+        )
+    if head == "ForQuestionAnswering":
+        report.notes.append(
+            "Training differs in padded batches: in hf_rope, padding takes no part in the softmax over places."
+        )
 
 
 def head_of(checkpoint: Checkpoint, source: Source, report: Report) -> str:

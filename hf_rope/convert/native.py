@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 from ..model.configuration_hf_rope import HfRopeConfig
 from ..model.modeling_hf_rope import classifier_dropout
 from .checkpoint import read_checkpoint
-from .conversion import CROSS_ENCODER_KEYS, convert
+from .conversion import CROSS_ENCODER_KEYS, convert, note_training
 from .from_roformer import ANGLES, note_decoder
 from .from_rotary import check_rope, note_gate_dropout, split_gates
 from .source import refuse, rename
 from .sources import SOURCES
-from .weights import PADDED_ANSWERS, Report, change_pairing, head_of_model, named_tensors
+from .weights import Report, change_pairing, head_of_model, named_tensors
 
 SHARED = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
@@ -84,13 +84,7 @@ def to_native(
     native_config = getattr(transformers, f"{family}Config")(**native_settings(config, head, family, report))
     source = SOURCES[native_config.model_type]
 
-    if head == "ForQuestionAnswering":
-        report.notes.append(PADDED_ANSWERS)
-    rate = classifier_dropout(config).p if "classifier.dense" in source.names else 0
-    if head == "ForSequenceClassification" and rate:
-        report.notes.append(
-            f"Training differs: {family}'s classifier drops out ({rate}) before its dense layer as well as after it."
-        )
+    note_training(head, source.names, config, family, report)
     tensors = named_tensors(model)
     pairing = "interleaved" if family == "RoFormer" else "halves"
     if config.position_options.get("pairing", pairing) != pairing:

@@ -24,10 +24,6 @@ HEAD_PARTS = ("pooler.", "lm_head.", "classifier.", "qa_outputs.")
 """What the tensors of the heads begin with; a head that the target does not have may leave them out."""
 
 
-PADDED_ANSWERS = "Training differs in padded batches: in hf_rope, padding takes no part in the softmax over places."
-"""A note on question answering, either way."""
-
-
 def head_of_model(model: nn.Module) -> str:
     """The key of `HEADS` whose class a model has, or a subclass of it; raises ValueError where it has none."""
     for cls in type(model).__mro__:

@@ -245,8 +245,8 @@ def attend_in_blocks(
 
     Within a block of C tokens all pairs are computed. Of earlier blocks, queries see sums over keys, a sum a block and
     those of the state first. Each query's keys are weighed relative to the largest factor among those that it sees, so
-    that no later token, no other sequence and no other row enters. An encoder's packed row, and what an
-    exported graph reads, is one block.
+    that no later token, no other sequence and no other row enters. An encoder's packed row is one
+    block, and so is what an exported graph reads.
 
     Returns the output, the sums over all keys (B,H,F,E+1), and the logarithm (B,H) of their factor.
     """

@@ -121,8 +121,8 @@ class LayerDeberta(ContentScore):
         """
         few = rows is not None and not is_torchdynamo_exporting() and len(rows) < len(table)
         projected = project(name, repeated(table[rows] if few else table, samples))
-        by_head = (projected * self.scaling()).unflatten(-1, (self.num_heads, self.head_dim)).transpose(-3, -2)
-        by_head = by_head.transpose(-2, -1)
+        by_head = (projected * self.scaling()).unflatten(-1, (self.num_heads, self.head_dim))
+        by_head = by_head.transpose(-3, -2).transpose(-2, -1)  # as movedim, which ONNX by tracing cannot read
         return by_head if few or rows is None else by_head[..., rows]
 
 
